@@ -1,0 +1,1 @@
+//! Choice of endpoints: pure, no I/O, no clock.

@@ -1,0 +1,9 @@
+//! The node agent of Covet Mesh.
+//!
+//! Data flows down this list; a module uses only modules below it or beside it:
+//! `agent` (composition root), `admin`, `discovery`, `capture`, `proxy`, `catalog`, `balance` and `resilience` (pure
+//! decisions), `telemetry`, `api` (resources as users write them), `model` (plain data).
+
+pub mod balance;
+pub mod model;
+pub mod telemetry;

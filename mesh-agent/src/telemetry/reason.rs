@@ -1,0 +1,140 @@
+//! The one vocabulary for how a connection ended, used by metric labels, the access log and the CLI.
+
+use std::fmt;
+
+/// Who caused it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Party {
+    /// This agent decided.
+    Agent,
+    /// The side that dialled.
+    Client,
+    /// The side that was dialled, or the network before it.
+    Upstream,
+    /// The kernel of this node.
+    Node,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $flag:literal, $party:ident, $explain:literal;)*) => {
+        /// Why a connection ended as it did.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason { $($(#[$doc])* $variant,)* }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &'static [Reason] = &[$(Reason::$variant,)*];
+
+            /// Value of the metric label and of the CLI's filter.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Reason::$variant => $name,)* }
+            }
+
+            /// Envoy's short response flag; "-" on success.
+            pub const fn flag(self) -> &'static str {
+                match self { $(Reason::$variant => $flag,)* }
+            }
+
+            /// Who caused it.
+            pub const fn party(self) -> Party {
+                match self { $(Reason::$variant => Party::$party,)* }
+            }
+
+            /// A sentence for the operator: what happened and what to check.
+            pub const fn explain(self) -> &'static str {
+                match self { $(Reason::$variant => $explain,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// FIN both ways.
+    Completed = "completed", "-", Client,
+        "Both sides closed in order.";
+    /// The client reset the connection.
+    ClientReset = "client_reset", "DC", Client,
+        "The client reset the connection. If this is frequent, look at the client's timeouts.";
+    /// The upstream reset an established connection.
+    UpstreamReset = "upstream_reset", "UC", Upstream,
+        "The upstream reset an established connection. Look at the upstream's log at this time.";
+    /// Every candidate refused.
+    UpstreamRefused = "upstream_refused", "UF", Upstream,
+        "The upstream refused the connection. Is the application listening on that port?";
+    /// No candidate answered in time.
+    UpstreamTimeout = "upstream_timeout", "UF", Upstream,
+        "The upstream did not answer within the connect deadline. Check that the address is alive and that no network policy drops the traffic.";
+    /// No route, or another error of the network.
+    UpstreamUnreachable = "upstream_unreachable", "UF", Upstream,
+        "The network has no way to the upstream. Check the pod's routes.";
+    /// The service has no endpoint that takes traffic.
+    NoEndpoints = "no_endpoints", "UH", Agent,
+        "The service has no ready endpoint. Check its selector and the weights and addresses of its workloads.";
+    /// The address is a service's, the port is not.
+    NoServicePort = "no_service_port", "NR", Agent,
+        "The service has no such port. Check the port that the client dials and the ports of the Service.";
+    /// Every endpoint's breaker is open.
+    BreakerOpen = "breaker_open", "UO", Agent,
+        "The circuit breaker of every endpoint is open. `mesh-agent services -o wide` shows why.";
+    /// A connection limit of a TrafficPolicy.
+    ConnectionLimit = "connection_limit", "UO", Agent,
+        "A connection limit of the service's TrafficPolicy is reached.";
+    /// The agent's own limit, whole or of this workload.
+    AgentLimit = "agent_limit", "UO", Agent,
+        "The agent carries as many connections as it may, in all or for this workload. `mesh-agent status` shows the limits.";
+    /// The agent is out of descriptors.
+    NoDescriptors = "no_descriptors", "UO", Agent,
+        "The agent has no file descriptor left. Raise its RLIMIT_NOFILE.";
+    /// MeshPolicy `outbound: registered-only`.
+    UnknownDestination = "unknown_destination", "NR", Agent,
+        "The destination is not in the mesh and MeshPolicy allows registered ones only.";
+    /// The agent shut down before the connection ended.
+    Drained = "drained", "DO", Agent,
+        "The agent stopped and the connection had not ended within drainTimeout.";
+    /// The workload was released or its namespace is gone.
+    WorkloadGone = "workload_gone", "DC", Node,
+        "The workload was removed while the connection lived.";
+    /// Keepalive or user timeout.
+    PeerVanished = "peer_vanished", "DC", Client,
+        "A side stopped answering and the kernel gave it up (keepalive, user timeout).";
+    /// The agent could not learn where the connection was to go.
+    NoOriginalDestination = "no_original_destination", "NC", Node,
+        "The original destination was lost. Look at `mesh-agent status` for full maps.";
+    /// The agent failed otherwise; the log has the error.
+    Internal = "internal_error", "IE", Agent,
+        "The agent failed. Its log has the error.";
+    /// Seen by the kernel only: the connection was not established.
+    ConnectFailed = "connect_failed", "UF", Upstream,
+        "The connection was not captured and could not be established.";
+    /// Seen by the kernel only: ended by RST or timeout.
+    Aborted = "aborted", "UC", Upstream,
+        "The connection was not captured and ended by a reset or a timeout.";
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl serde::Serialize for Reason {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Reason {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|r| r.as_str() == s)
+            .ok_or_else(|| {
+                let known: Vec<_> = Self::ALL.iter().map(|r| r.as_str()).collect();
+                format!("unknown reason {s:?}; one of {}", known.join(", "))
+            })
+    }
+}
