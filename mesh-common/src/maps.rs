@@ -23,6 +23,10 @@ pub const WL_OPEN_OUTBOUND: u32 = 1 << 2;
 pub const WL_OPEN_INBOUND: u32 = 1 << 3;
 /// The pod has an IPv4 address to redirect to.
 pub const WL_HAS_V4: u32 = 1 << 4;
+/// The workload has rows in `exclusions`.
+pub const WL_EXCL_CIDRS: u32 = 1 << 6;
+/// The workload has rows in `excl_ports`.
+pub const WL_EXCL_PORTS: u32 = 1 << 7;
 /// The pod has an IPv6 address to redirect to.
 pub const WL_HAS_V6: u32 = 1 << 5;
 

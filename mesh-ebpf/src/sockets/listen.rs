@@ -1,0 +1,40 @@
+//! An application listens, or ceases to.
+
+use aya_ebpf::bindings::BPF_SOCK_OPS_STATE_CB_FLAG;
+use mesh_common::{Counter, EventKind, ListenKey, SOCK_AGENT};
+
+use super::{Socket, record};
+use crate::{
+    maps::{count, listen_ports, sk_state},
+    net,
+};
+
+/// From here on connections to the port are steered. A `::` listener counts as one for both families until the agent,
+/// told by the event, has looked whether it is for IPv6 only: `sock_ops` cannot tell.
+#[inline(always)]
+pub fn on_listen(socket: &Socket<'_>) {
+    if let Some(state) = sk_state.get(socket.sk)
+        && state.flags & SOCK_AGENT != 0
+    {
+        return;
+    }
+    if net::is_loopback(&socket.local.ip) {
+        return;
+    }
+    let key = ListenKey {
+        netns: socket.netns,
+        addr: socket.local,
+    };
+    if listen_ports.insert(key, 1, 0).is_err() {
+        count(Counter::ListenFull);
+    }
+    // For the close; children inherit the flag, which they would set anyway.
+    socket.want(BPF_SOCK_OPS_STATE_CB_FLAG);
+    record::tell(socket, EventKind::Listen, socket.cookie());
+}
+
+/// Nothing is deleted here: another socket of a SO_REUSEPORT group may go on. The agent looks.
+#[inline(always)]
+pub fn on_close(socket: &Socket<'_>) {
+    record::tell(socket, EventKind::Listen, socket.cookie());
+}
