@@ -1,1 +1,30 @@
-//! Test harness.
+//! Test harness: machines and pods made of network namespaces, agents, traffic peers and the runner of the end-to-end
+//! tests.
+//!
+//! Everything a run makes carries the prefix `cm-PID-`, is removed when its owner is dropped (a panic included), and is
+//! swept by the next run if this one is killed. So runs never meet, on one machine or in one kernel.
+
+// A harness says what went wrong by panicking: its callers are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+pub mod agent;
+pub mod bed;
+pub mod bpf;
+pub mod command;
+pub mod config;
+pub mod metrics;
+pub mod netns;
+pub mod node;
+pub mod prereq;
+pub mod run;
+pub mod runner;
+pub mod sys;
+pub mod traffic;
+pub mod wait;
+
+pub use agent::Agent;
+pub use bed::Bed;
+pub use config::Config;
+pub use netns::NetNs;
+pub use node::{Node, Pod};
+pub use wait::{eventually, eventually_some, never};

@@ -1,0 +1,21 @@
+//! End-to-end tests: real namespaces, real sockets, a real agent. One module a capability.
+//!
+//! `MESH_TESTS_MESH=off` runs every traffic scenario without a mesh: the baseline that proves the scenarios themselves.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod addresses;
+
+use std::process::ExitCode;
+
+use mesh_tests::runner::{self, Module};
+
+macro_rules! modules {
+    ($($name:ident),* $(,)?) => {
+        &[$(Module { name: stringify!($name), tests: $name::TESTS, teardown: $name::teardown }),*]
+    };
+}
+
+fn main() -> ExitCode {
+    runner::main(modules![addresses])
+}
