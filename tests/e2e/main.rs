@@ -5,6 +5,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod addresses;
+mod capture_inbound;
+mod capture_outbound;
+mod churn;
+mod common;
+mod proxy;
+mod real;
+mod sockets;
 
 use std::process::ExitCode;
 
@@ -17,5 +24,13 @@ macro_rules! modules {
 }
 
 fn main() -> ExitCode {
-    runner::main(modules![addresses])
+    runner::main(modules![
+        proxy,
+        capture_outbound,
+        capture_inbound,
+        addresses,
+        sockets,
+        real,
+        churn
+    ])
 }

@@ -163,9 +163,9 @@ impl Pod {
         if v6 { self.v6(port) } else { self.v4(port) }
     }
 
-    /// Adds a secondary address of the pod's own subnet: the last byte (or group) raised by 100.
-    pub fn add_secondary(&self, v6: bool) -> IpAddr {
-        let ip: IpAddr = if v6 {
+    /// The pod's second address, once [`Pod::add_secondary`] gave it: the last byte raised by 100.
+    pub fn secondary(&self, v6: bool) -> IpAddr {
+        if v6 {
             let mut s = self.v6.segments();
             s[7] += 0x1000;
             Ipv6Addr::from(s).into()
@@ -173,7 +173,12 @@ impl Pod {
             let mut o = self.v4.octets();
             o[3] = o[3].wrapping_add(100);
             Ipv4Addr::from(o).into()
-        };
+        }
+    }
+
+    /// Gives the pod a second address of its own subnet.
+    pub fn add_secondary(&self, v6: bool) -> IpAddr {
+        let ip = self.secondary(v6);
         let mask = if v6 { "64" } else { "24" };
         let mut args = vec!["addr".to_owned(), "add".into(), format!("{ip}/{mask}")];
         args.extend(["dev".into(), "eth0".into()]);

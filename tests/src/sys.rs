@@ -59,3 +59,19 @@ pub fn socket_cookie(sock: impl AsFd) -> io::Result<u64> {
 pub fn tcp_state(sock: impl AsFd) -> io::Result<u8> {
     get(sock, libc::IPPROTO_TCP, libc::TCP_INFO, [0_u8; 8]).map(|info| info[0])
 }
+
+/// connect(AF_UNSPEC): dissolves the association of a socket, which may then dial elsewhere.
+pub fn disconnect(sock: impl AsFd) -> io::Result<()> {
+    let addr = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let len = mem::size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: the descriptor is borrowed for the call, the pointer and the length describe `addr`.
+    let rc = unsafe { libc::connect(sock.as_fd().as_raw_fd(), &raw const addr, len) };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

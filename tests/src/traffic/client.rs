@@ -53,3 +53,9 @@ pub fn round_trip(stream: &TcpStream, message: &[u8]) -> io::Result<Vec<u8>> {
         ))),
     }
 }
+
+/// A blocking TCP socket, made by a thread that is inside a pod already ([`NetNs::enter`]).
+pub fn tcp_here(v6: bool) -> io::Result<Socket> {
+    let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+    Socket::new(domain, Type::STREAM, Some(Protocol::TCP))
+}
