@@ -1,0 +1,19 @@
+//! The resources as users write them, one file a kind.
+
+mod endpoint_slice;
+mod mesh_policy;
+mod namespace;
+mod service;
+mod traffic_policy;
+mod workload;
+
+pub use endpoint_slice::{
+    AddressType, EndpointConditions, EndpointSlice, SliceEndpoint, SlicePort,
+};
+pub use mesh_policy::{Exclude, Level, MeshPolicy, MeshPolicySpec, Outbound, OutboundMode};
+pub use namespace::Namespace;
+pub use service::{Service, ServicePort, ServiceSpec, SessionAffinity, TargetPort};
+pub use traffic_policy::{
+    CircuitBreaker, Limits, LoadBalancer, TargetRef, Timeouts, TrafficPolicy, TrafficPolicySpec,
+};
+pub use workload::{Workload, WorkloadSpec};

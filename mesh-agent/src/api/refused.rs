@@ -1,0 +1,116 @@
+//! Fields and values that Kubernetes or a later version of ours knows and this version cannot honour. They are refused
+//! by name: a policy that is silently ignored is worse than one that does not load.
+
+use super::path::{Path, Segment};
+
+/// Why a field of a kind is refused, if it is one we know of.
+pub(super) fn field(kind: &str, path: &Path) -> Option<String> {
+    let reason = match (kind, dotted(path).as_str()) {
+        ("MeshPolicy", "spec.mtls") => {
+            "not yet supported: this version carries traffic without mTLS"
+        }
+        ("MeshPolicy", "spec.sameNode") => {
+            "not yet supported: this version carries same-node traffic through the proxy"
+        }
+        ("MeshPolicy", "spec.trustDomain" | "spec.trustDomainAliases" | "spec.ca") => {
+            "not yet supported: this version has no identities"
+        }
+        ("Workload", "spec.protocol") => "not yet supported: this version has no tunnels",
+        ("TrafficPolicy", "spec.retry" | "spec.retries" | "spec.rateLimit" | "spec.health") => {
+            "not yet supported: this version balances connections, not requests"
+        }
+        (
+            "TrafficPolicy",
+            "spec.timeouts.request" | "spec.timeouts.backendRequest" | "spec.timeouts.idle",
+        ) => {
+            "not yet supported: this version knows connections, not requests; only timeouts.connect applies"
+        }
+        ("TrafficPolicy", "spec.loadBalancer.locality" | "spec.loadBalancer.consistentHash") => {
+            "not yet supported"
+        }
+        ("TrafficPolicy", "spec.targetRefs.sectionName") => {
+            "not yet supported: a TrafficPolicy applies to every port of the Service"
+        }
+        ("TrafficPolicy", "spec.targetRefs.namespace") => {
+            "not supported: a TrafficPolicy applies to Services of its own namespace"
+        }
+        ("Service", "spec.trafficDistribution") => {
+            "not yet supported: this version does not prefer near endpoints"
+        }
+        ("Service", "spec.topologyKeys") => "removed from Kubernetes in 1.22",
+        ("Service", "spec.externalName") => {
+            "not supported: the mesh serves addresses, not DNS names"
+        }
+        ("Service", "spec.externalIPs") => {
+            "not supported: only clusterIPs are virtual addresses of the mesh"
+        }
+        (
+            "Service",
+            "spec.loadBalancerIP"
+            | "spec.loadBalancerClass"
+            | "spec.loadBalancerSourceRanges"
+            | "spec.allocateLoadBalancerNodePorts"
+            | "spec.externalTrafficPolicy"
+            | "spec.healthCheckNodePort"
+            | "spec.ports.nodePort",
+        ) => "not supported: the mesh serves type ClusterIP only",
+        (
+            "Namespace" | "Service" | "EndpointSlice" | "Workload" | "MeshPolicy" | "TrafficPolicy",
+            "metadata.generateName",
+        ) => "not supported: a resource in a file needs a name",
+        _ => return None,
+    };
+    Some(reason.to_owned())
+}
+
+/// Why a value is refused where only some are allowed.
+pub(super) fn value(kind: &str, path: &Path, value: &str) -> Option<String> {
+    let reason = match (kind, dotted(path).as_str(), value) {
+        ("Service", "spec.type", "NodePort" | "LoadBalancer" | "ExternalName") => {
+            "not supported, the mesh serves inside the cluster only: expected ClusterIP"
+        }
+        ("Service", "spec.ports.protocol", "UDP" | "SCTP")
+        | ("EndpointSlice", "ports.protocol", "UDP" | "SCTP") => {
+            "not supported, the mesh carries TCP only: expected TCP"
+        }
+        ("Service", "spec.internalTrafficPolicy", "Local") => {
+            "not yet supported, traffic is spread over all nodes: expected Cluster"
+        }
+        ("EndpointSlice", "addressType", "FQDN") => {
+            "not supported, the mesh serves addresses and not DNS names: expected IPv4 or IPv6"
+        }
+        ("TrafficPolicy", "spec.loadBalancer.strategy", "consistent_hash" | "peak_ewma") => {
+            "not yet supported: expected one of round_robin, weighted_round_robin, least_connections, random"
+        }
+        _ => return None,
+    };
+    Some(format!("{value} is {reason}"))
+}
+
+/// Kinds that later versions will read.
+pub(super) fn kind(api_version: &str, kind: &str) -> Option<&'static str> {
+    match (api_version.split('/').next().unwrap_or_default(), kind) {
+        ("mesh.covet.dev", "AuthorizationPolicy") => {
+            Some("not yet supported: this version does not authorize")
+        }
+        ("gateway.networking.k8s.io", _) => Some("not yet supported: this version has no routes"),
+        ("v1", "Endpoints") => Some("not supported: write an EndpointSlice (discovery.k8s.io/v1)"),
+        ("v1", "Pod") | ("apps", _) => {
+            Some("not supported in files: write a Workload (mesh.covet.dev/v1alpha1)")
+        }
+        _ => None,
+    }
+}
+
+/// The path without list indexes.
+fn dotted(path: &Path) -> String {
+    let keys: Vec<&str> = path
+        .segments()
+        .iter()
+        .filter_map(|segment| match segment {
+            Segment::Key(key) => Some(key.as_ref()),
+            Segment::Index(_) => None,
+        })
+        .collect();
+    keys.join(".")
+}
