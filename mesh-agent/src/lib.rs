@@ -4,6 +4,7 @@
 //! `agent` (composition root), `admin`, `discovery`, `capture`, `proxy`, `catalog`, `balance` and `resilience` (pure
 //! decisions), `telemetry`, `api` (resources as users write them), `model` (plain data).
 
+pub mod admin;
 pub mod api;
 pub mod balance;
 pub mod model;

@@ -16,6 +16,17 @@ pub enum Party {
     Node,
 }
 
+impl Party {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+            Self::Node => "node",
+        }
+    }
+}
+
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $flag:literal, $party:ident, $explain:literal;)*) => {
         /// Why a connection ended as it did.
@@ -39,6 +50,11 @@ macro_rules! reasons {
             /// Who caused it.
             pub const fn party(self) -> Party {
                 match self { $(Reason::$variant => Party::$party,)* }
+            }
+
+            /// Position in [`Reason::ALL`].
+            pub const fn index(self) -> usize {
+                self as usize
             }
 
             /// A sentence for the operator: what happened and what to check.
@@ -110,6 +126,23 @@ reasons! {
     /// Seen by the kernel only: ended by RST or timeout.
     Aborted = "aborted", "UC", Upstream,
         "The connection was not captured and ended by a reset or a timeout.";
+}
+
+impl Reason {
+    /// True when the agent refused to carry the connection (metric `mesh_connections_refused_total`).
+    pub const fn is_refusal(self) -> bool {
+        matches!(
+            self,
+            Self::NoEndpoints
+                | Self::NoServicePort
+                | Self::BreakerOpen
+                | Self::ConnectionLimit
+                | Self::AgentLimit
+                | Self::NoDescriptors
+                | Self::UnknownDestination
+                | Self::NoOriginalDestination
+        )
+    }
 }
 
 impl fmt::Display for Reason {

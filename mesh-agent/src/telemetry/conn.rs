@@ -1,0 +1,258 @@
+//! One proxied connection as telemetry sees it, and the guard that reports its end exactly once.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use mesh_common::{ConnRecord, KernelClose};
+pub use mesh_common::{Direction, Path};
+
+use super::{Reason, lock, metrics::Flow, shared::Shared};
+use crate::model::ResourceName;
+
+/// One end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub addr: SocketAddr,
+    /// The workload that owns the address, if the mesh knows one.
+    pub workload: Option<ResourceName>,
+}
+
+/// What is spoken on the connection; the metric label `request_protocol`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    #[default]
+    Tcp,
+}
+
+impl Protocol {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// What is known when a connection was accepted.
+#[derive(Clone, Debug)]
+pub struct ConnMeta {
+    pub direction: Direction,
+    /// The enrolled workload on whose behalf the agent acts: the one that dialled (outbound) or was dialled (inbound).
+    pub workload: ResourceName,
+    /// Who dialled.
+    pub source: Peer,
+    /// What was dialled, before any choice of endpoint.
+    pub original_dst: SocketAddr,
+    /// The service that `original_dst` belongs to.
+    pub service: Option<ResourceName>,
+    pub protocol: Protocol,
+    /// Cookie of the application's socket, the key of its kernel record; 0 when not known (inbound).
+    pub app_cookie: u64,
+    /// Cookie of the agent's socket towards the application (inbound), which the kernel notes in the record of the
+    /// application's socket; 0 when not known yet: [`ConnGuard::set_agent_cookie`].
+    pub agent_cookie: u64,
+}
+
+/// Payload bytes of one connection. The proxy adds to them as it copies; nobody else writes.
+#[derive(Debug, Default)]
+pub struct ByteCounters {
+    /// From who dialled to who was dialled.
+    pub sent: AtomicU64,
+    /// From who was dialled to who dialled.
+    pub received: AtomicU64,
+}
+
+impl ByteCounters {
+    pub fn add_sent(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn add_received(&self, bytes: u64) {
+        self.received.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Sent, received.
+    pub fn get(&self) -> (u64, u64) {
+        (
+            self.sent.load(Ordering::Relaxed),
+            self.received.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// A connection that lives or, in the ring of closed ones, has lived.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) meta: ConnMeta,
+    /// Key in the table: the cookie that kernel records are joined by, or a number above [`ANONYMOUS`].
+    pub(super) key: AtomicU64,
+    pub(super) started: Instant,
+    pub(super) started_at: SystemTime,
+    pub(super) counters: Arc<ByteCounters>,
+    /// Cookie of the application's socket, once known.
+    pub(super) app_cookie: AtomicU64,
+    pub(super) agent_cookie: AtomicU64,
+    /// Microseconds; of the upstream leg.
+    pub(super) rtt_us: AtomicU32,
+    pub(super) retransmits: AtomicU32,
+    pub(super) progress: Mutex<Progress>,
+}
+
+/// Keys at and above this are not socket cookies (the kernel counts those up from 1).
+pub(super) const ANONYMOUS: u64 = 1 << 63;
+
+/// What was already reported of a connection, and what was learned on the way.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    pub(super) upstream: Option<Peer>,
+    /// Metrics of the connection, resolved once. Set when its opening was counted.
+    pub(super) flow: Option<Arc<Flow>>,
+    /// Bytes already added to the metrics.
+    pub(super) counted: (u64, u64),
+    /// Bytes already written to the kernel's record.
+    pub(super) stored: (u64, u64),
+    /// When the counters were last seen to change.
+    pub(super) last_change: Option<Instant>,
+    /// The end was reported: nothing is counted any more.
+    pub(super) done: bool,
+    /// The kernel's final record of the application's socket, if it came before the proxy finished.
+    pub(super) kernel: Option<Box<ConnRecord>>,
+}
+
+impl Conn {
+    pub(super) fn upstream(&self) -> Option<Peer> {
+        lock(&self.progress).upstream.clone()
+    }
+
+    /// What the workload itself sent and received: an inbound connection's `sent` is the client's.
+    pub(super) fn workload_bytes(&self) -> (u64, u64) {
+        let (sent, received) = self.counters.get();
+        match self.meta.direction {
+            Direction::Outbound => (sent, received),
+            Direction::Inbound => (received, sent),
+        }
+    }
+}
+
+/// Reports the end of one connection: exactly one access-log line, one closed connection in the metrics, one row among
+/// the closed. Dropped without [`ConnGuard::finish`] it reports [`Reason::Internal`].
+#[derive(Debug)]
+#[must_use = "dropping the guard reports an internal error"]
+pub struct ConnGuard {
+    shared: Arc<Shared>,
+    conn: Arc<Conn>,
+    reason: Option<Reason>,
+}
+
+impl ConnGuard {
+    pub(super) fn new(shared: Arc<Shared>, conn: Arc<Conn>) -> Self {
+        Self {
+            shared,
+            conn,
+            reason: None,
+        }
+    }
+
+    /// Says where the connection went. Call it once connected; where every candidate failed, with the last one tried.
+    pub fn set_upstream(&self, addr: SocketAddr, workload: Option<ResourceName>) {
+        lock(&self.conn.progress).upstream = Some(Peer { addr, workload });
+    }
+
+    /// Says the cookie of the agent's socket towards the application (inbound), when it was not known at the opening.
+    pub fn set_agent_cookie(&self, cookie: u64) {
+        self.shared.set_agent_cookie(&self.conn, cookie);
+    }
+
+    /// Where the proxy counts the bytes.
+    pub fn counters(&self) -> &Arc<ByteCounters> {
+        &self.conn.counters
+    }
+
+    /// Smoothed round-trip time and retransmitted segments of the upstream leg (`TCP_INFO`).
+    pub fn set_rtt(&self, rtt: Duration, retransmits: u32) {
+        let micros = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
+        self.conn.rtt_us.store(micros, Ordering::Relaxed);
+        self.conn.retransmits.store(retransmits, Ordering::Relaxed);
+    }
+
+    /// The connection ended. The counters must be final.
+    pub fn finish(mut self, reason: Reason) {
+        self.reason = Some(reason);
+    }
+}
+
+impl Drop for ConnGuard {
+    fn drop(&mut self) {
+        let reason = self.reason.take().unwrap_or(Reason::Internal);
+        self.shared.finish(&self.conn, reason);
+    }
+}
+
+/// The key by which a kernel record is joined with what the proxy knows: an outbound connection by the application's
+/// socket, an inbound one by the agent's. Cookies come from one counter for all namespaces, so the two never collide.
+/// `None`: the proxy knows nothing of it.
+pub(super) fn join_key(app_cookie: u64, record: &ConnRecord) -> Option<u64> {
+    if record.path != Path::Proxied as u8 {
+        return None;
+    }
+    if record.direction == Direction::Inbound as u8 {
+        (record.agent_cookie != 0).then_some(record.agent_cookie)
+    } else {
+        Some(app_cookie)
+    }
+}
+
+/// The reason of a connection that only the kernel has seen.
+pub(super) fn kernel_reason(record: &ConnRecord) -> Reason {
+    const COMPLETED: [u8; 2] = [
+        KernelClose::FinLocalFirst as u8,
+        KernelClose::FinRemoteFirst as u8,
+    ];
+    if COMPLETED.contains(&record.close_reason) {
+        Reason::Completed
+    } else if record.close_reason == KernelClose::ConnectFailed as u8 {
+        Reason::ConnectFailed
+    } else {
+        Reason::Aborted
+    }
+}
+
+/// `outbound` or `inbound`.
+pub(super) const fn direction_name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Outbound => "outbound",
+        Direction::Inbound => "inbound",
+    }
+}
+
+/// Direction of a record; the kernel writes no other values.
+pub(super) fn record_direction(record: &ConnRecord) -> Direction {
+    if record.direction == Direction::Inbound as u8 {
+        Direction::Inbound
+    } else {
+        Direction::Outbound
+    }
+}
+
+/// Path of a record; the kernel writes no other values.
+pub(super) fn record_path(record: &ConnRecord) -> Path {
+    match record.path {
+        p if p == Path::Passthrough as u8 => Path::Passthrough,
+        p if p == Path::Unmeshed as u8 => Path::Unmeshed,
+        _ => Path::Proxied,
+    }
+}
+
+/// `proxied`, `passthrough` or `unmeshed`.
+pub(super) const fn path_name(path: Path) -> &'static str {
+    match path {
+        Path::Proxied => "proxied",
+        Path::Passthrough => "passthrough",
+        Path::Unmeshed => "unmeshed",
+    }
+}

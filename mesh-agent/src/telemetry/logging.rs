@@ -1,0 +1,234 @@
+//! The log: text or JSON, a level that changes at run time, and a writer that never makes the agent wait.
+
+use std::{
+    io::{self, Write},
+    str::FromStr,
+    sync::{
+        Arc, Mutex,
+        atomic::Ordering,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+};
+
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, fmt::MakeWriter, layer::SubscriberExt, reload,
+    util::SubscriberInitExt,
+};
+
+use super::{Telemetry, lock, metrics::Counts};
+
+/// Lines that wait for the writer; above this new ones are dropped and counted (`mesh_log_lines_dropped_total`).
+const QUEUE: usize = 16_384;
+
+/// `--log-format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error(
+        "log filter {filter:?} is not understood: {detail}; expected a level (info) or target=level pairs (info,access=off)"
+    )]
+    Filter { filter: String, detail: String },
+    #[error("the log was already set up in this process")]
+    AlreadySet,
+    #[error("the log's writer could not be started: {0}")]
+    Writer(#[from] io::Error),
+}
+
+/// Changes the level while the agent runs.
+#[derive(Clone)]
+pub struct LogControl {
+    current: Arc<Mutex<String>>,
+    reload: Arc<dyn Fn(EnvFilter) -> bool + Send + Sync>,
+}
+
+impl std::fmt::Debug for LogControl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("LogControl").field(&self.filter()).finish()
+    }
+}
+
+impl LogControl {
+    /// The filter in effect.
+    pub fn filter(&self) -> String {
+        lock(&self.current).clone()
+    }
+
+    /// Puts another filter in effect.
+    pub fn set_filter(&self, filter: &str) -> Result<(), LogError> {
+        let parsed = parse(filter)?;
+        if !(self.reload)(parsed) {
+            return Err(LogError::AlreadySet);
+        }
+        *lock(&self.current) = filter.to_owned();
+        Ok(())
+    }
+
+    /// One that changes nothing but what it says; for tests and for programs with a log of their own.
+    pub fn detached(filter: &str) -> Self {
+        Self {
+            current: Arc::new(Mutex::new(filter.to_owned())),
+            reload: Arc::new(|_| true),
+        }
+    }
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+    let refused = |detail: String| LogError::Filter {
+        filter: filter.to_owned(),
+        detail,
+    };
+    let parsed = EnvFilter::try_new(filter).map_err(|e| refused(e.to_string()))?;
+    // A bare word is taken for the name of a target, so that "debgu" would silence everything but a target of that
+    // name. Levels and target=level are what anyone means.
+    for part in filter.split(',').map(str::trim) {
+        if !part.contains(['=', '['])
+            && tracing::level_filters::LevelFilter::from_str(part).is_err()
+        {
+            return Err(refused(format!("{part:?} is no level")));
+        }
+    }
+    Ok(parsed)
+}
+
+/// Sets up the process's log on standard output. Hold the [`LogFlush`] until the end.
+pub fn init(
+    format: LogFormat,
+    filter: &str,
+    telemetry: &Telemetry,
+) -> Result<(LogControl, LogFlush), LogError> {
+    let (queue, flush) = start_writer(io::stdout())?;
+    let writer = Lines {
+        queue,
+        counts: telemetry.counts(),
+    };
+    let (filter_layer, handle) = reload::Layer::new(parse(filter)?);
+    let ansi = matches!(format, LogFormat::Text)
+        && io::IsTerminal::is_terminal(&io::stdout())
+        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let lines = tracing_subscriber::fmt::layer::<Registry>()
+        .with_ansi(ansi)
+        .with_writer(writer);
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    Registry::default()
+        .with(lines.with_filter(filter_layer))
+        .try_init()
+        .map_err(|_| LogError::AlreadySet)?;
+    let control = LogControl {
+        current: Arc::new(Mutex::new(filter.to_owned())),
+        reload: Arc::new(move |filter| handle.reload(filter).is_ok()),
+    };
+    Ok((control, flush))
+}
+
+enum Message {
+    Line(Vec<u8>),
+    Flush(SyncSender<()>),
+}
+
+/// Writes out what is queued when dropped.
+#[derive(Debug)]
+pub struct LogFlush(SyncSender<Message>);
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Message")
+    }
+}
+
+impl Drop for LogFlush {
+    fn drop(&mut self) {
+        let (done, wait) = sync_channel(1);
+        if self.0.send(Message::Flush(done)).is_ok() {
+            // A reader that has stopped must not keep the agent from ending.
+            let _ = wait.recv_timeout(std::time::Duration::from_secs(2));
+        }
+    }
+}
+
+fn start_writer(
+    out: impl Write + Send + 'static,
+) -> Result<(SyncSender<Message>, LogFlush), LogError> {
+    let (queue, lines) = sync_channel(QUEUE);
+    thread::Builder::new()
+        .name("log".into())
+        .spawn(move || write_lines(&lines, out))?;
+    Ok((queue.clone(), LogFlush(queue)))
+}
+
+/// Takes as many lines as wait before each flush, so that a burst costs few system calls.
+fn write_lines(lines: &Receiver<Message>, out: impl Write) {
+    let mut out = io::BufWriter::with_capacity(64 * 1024, out);
+    while let Ok(first) = lines.recv() {
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message {
+                // Nowhere to report that the log cannot be written to.
+                Message::Line(line) => {
+                    let _ = out.write_all(&line);
+                }
+                Message::Flush(done) => {
+                    let _ = out.flush();
+                    let _ = done.send(());
+                }
+            }
+            next = lines.try_recv().ok();
+        }
+        let _ = out.flush();
+    }
+}
+
+/// Collects one line and hands it to the writer's thread.
+#[derive(Clone)]
+struct Lines {
+    queue: SyncSender<Message>,
+    counts: Arc<Counts>,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line {
+            bytes: Vec::with_capacity(512),
+            lines: self,
+        }
+    }
+}
+
+struct Line<'a> {
+    bytes: Vec<u8>,
+    lines: &'a Lines,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        if !bytes.is_empty() && self.lines.queue.try_send(Message::Line(bytes)).is_err() {
+            self.lines
+                .counts
+                .log_lines_dropped
+                .fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

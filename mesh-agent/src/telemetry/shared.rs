@@ -1,0 +1,246 @@
+//! The life of a proxied connection: opened, counted, finished.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Instant, SystemTime},
+};
+
+use mesh_common::ConnRecord;
+
+use super::{
+    Reason, TelemetryOptions,
+    access::{self, Line},
+    closed::{Closed, Ring, What},
+    conn::{ByteCounters, Conn, ConnMeta, Direction, Path, Progress, direction_name, path_name},
+    directory::{ConnStore, Directory, NoDirectory, NoStore},
+    kernel::KernelLive,
+    live::Live,
+    lock,
+    metrics::{Counts, Flow, FlowKey, Flows},
+};
+
+/// What every guard refers to.
+pub(super) struct Shared {
+    pub(super) options: TelemetryOptions,
+    pub(super) live: Live,
+    pub(super) closed: Mutex<Ring>,
+    /// Final records of proxied connections that the proxy has not opened yet: a client that connects, sends and
+    /// closes is gone before its connection is accepted.
+    pub(super) pending: Mutex<HashMap<u64, (Instant, u64, ConnRecord)>>,
+    /// What was counted of open connections that only the kernel sees, by cookie.
+    pub(super) kernel_live: Mutex<KernelLive>,
+    pub(super) flows: Arc<Flows>,
+    pub(super) counts: Arc<Counts>,
+    pub(super) active: Arc<ActiveCounts>,
+    pub(super) directory: OnceLock<Arc<dyn Directory>>,
+    pub(super) store: OnceLock<Arc<dyn ConnStore>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(super) fn directory(&self) -> &dyn Directory {
+        self.directory.get().map_or(&NoDirectory, |d| &**d)
+    }
+
+    pub(super) fn store(&self) -> &dyn ConnStore {
+        self.store.get().map_or(&NoStore, |s| &**s)
+    }
+
+    pub(super) fn open(&self, meta: ConnMeta) -> Arc<Conn> {
+        let cookie = match meta.direction {
+            Direction::Outbound => meta.app_cookie,
+            Direction::Inbound => meta.agent_cookie,
+        };
+        let conn = Arc::new(Conn {
+            key: AtomicU64::new(0),
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            counters: Arc::new(ByteCounters::default()),
+            app_cookie: AtomicU64::new(meta.app_cookie),
+            agent_cookie: AtomicU64::new(meta.agent_cookie),
+            rtt_us: AtomicU32::new(0),
+            retransmits: AtomicU32::new(0),
+            progress: Mutex::new(Progress::default()),
+            meta,
+        });
+        self.live.insert(cookie, &conn);
+        self.active.proxied(conn.meta.direction, 1);
+        self.claim_pending(cookie, &conn);
+        conn
+    }
+
+    pub(super) fn set_agent_cookie(&self, conn: &Arc<Conn>, cookie: u64) {
+        conn.agent_cookie.store(cookie, Ordering::Relaxed);
+        if conn.meta.direction == Direction::Inbound && cookie != 0 {
+            self.live.remove(conn);
+            self.live.insert(cookie, conn);
+            self.claim_pending(cookie, conn);
+        }
+    }
+
+    /// A final record that came before the connection was opened.
+    fn claim_pending(&self, key: u64, conn: &Conn) {
+        if key == 0 {
+            return;
+        }
+        let taken = lock(&self.pending).remove(&key);
+        if let Some((_, app_cookie, record)) = taken {
+            conn.app_cookie.store(app_cookie, Ordering::Relaxed);
+            lock(&conn.progress).kernel = Some(Box::new(record));
+        }
+    }
+
+    /// Adds what the connection carried since the last time to the metrics. The flow is resolved once, when it is
+    /// known where the connection went; `last`: it will not be known better.
+    pub(super) fn count(
+        &self,
+        conn: &Conn,
+        progress: &mut Progress,
+        now: Instant,
+        last: bool,
+    ) -> Option<Arc<Flow>> {
+        if progress.done {
+            return None;
+        }
+        let (sent, received) = conn.counters.get();
+        let (request, response) = (
+            sent.saturating_sub(progress.counted.0),
+            received.saturating_sub(progress.counted.1),
+        );
+        let moved = request > 0 || response > 0;
+        if progress.flow.is_none() && (last || moved || progress.upstream.is_some()) {
+            let flow = self
+                .flows
+                .resolve(&flow_key(conn, progress), self.directory(), now);
+            flow.add_opened();
+            progress.flow = Some(flow);
+        }
+        let flow = progress.flow.clone()?;
+        if moved {
+            flow.add_bytes(request, response);
+            progress.counted = (sent, received);
+            progress.last_change = Some(now);
+        }
+        Some(flow)
+    }
+
+    /// The end of a connection; called once, by its guard.
+    pub(super) fn finish(&self, conn: &Arc<Conn>, reason: Reason) {
+        let now = Instant::now();
+        self.live.remove(conn);
+        self.active.proxied(conn.meta.direction, -1);
+        let (upstream, kernel) = {
+            let mut progress = lock(&conn.progress);
+            if let Some(flow) = self.count(conn, &mut progress, now, true) {
+                flow.add_closed(reason);
+                self.flows.touch(&flow, now);
+            }
+            // The ring may keep the connection for long; its flow must not seem in use.
+            progress.flow = None;
+            progress.done = true;
+            (progress.upstream.clone(), progress.kernel.take())
+        };
+        if reason.is_refusal() {
+            self.counts.add_refused(reason);
+        }
+        let (bytes_sent, bytes_received) = conn.workload_bytes();
+        access::write(&Line {
+            direction: direction_name(conn.meta.direction),
+            path: path_name(Path::Proxied),
+            protocol: conn.meta.protocol.as_str(),
+            workload: Some(&conn.meta.workload),
+            source: conn.meta.source.addr,
+            source_workload: conn.meta.source.workload.as_ref(),
+            original_dst: conn.meta.original_dst,
+            service: conn.meta.service.as_ref(),
+            upstream: upstream.as_ref().map(|u| u.addr),
+            upstream_workload: upstream.as_ref().and_then(|u| u.workload.as_ref()),
+            bytes_sent,
+            bytes_received,
+            duration: now.saturating_duration_since(conn.started),
+            rtt_us: known(conn.rtt_us.load(Ordering::Relaxed)),
+            retransmits: known(conn.rtt_us.load(Ordering::Relaxed))
+                .map(|_| conn.retransmits.load(Ordering::Relaxed)),
+            reason,
+        });
+        let closed = Closed {
+            what: What::Proxied(conn.clone()),
+            reason,
+            ended: now,
+            kernel,
+        };
+        let key = conn.key.load(Ordering::Relaxed);
+        lock(&self.closed).push(key, closed);
+    }
+}
+
+/// Zero is "never measured".
+pub(super) fn known(value: u32) -> Option<u32> {
+    (value != 0).then_some(value)
+}
+
+fn flow_key(conn: &Conn, progress: &Progress) -> FlowKey {
+    let meta = &conn.meta;
+    let inbound = meta.direction == Direction::Inbound;
+    let upstream = progress.upstream.as_ref().and_then(|u| u.workload.clone());
+    let (source, destination) = if inbound {
+        (meta.source.workload.clone(), Some(meta.workload.clone()))
+    } else {
+        (Some(meta.workload.clone()), upstream)
+    };
+    FlowKey {
+        inbound,
+        source,
+        destination,
+        service: meta.service.clone(),
+    }
+}
+
+/// Open connections by direction and path.
+#[derive(Debug, Default)]
+pub(super) struct ActiveCounts {
+    /// Outbound, inbound.
+    proxied: [AtomicI64; 2],
+    /// As of the last full reading of the map: passthrough outbound, inbound, unmeshed outbound, inbound.
+    kernel: [AtomicI64; 4],
+}
+
+impl ActiveCounts {
+    fn proxied(&self, direction: Direction, by: i64) {
+        self.proxied[usize::from(direction == Direction::Inbound)].fetch_add(by, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_kernel(&self, counts: [i64; 4]) {
+        for (slot, n) in self.kernel.iter().zip(counts) {
+            slot.store(n, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn proxied_total(&self) -> u64 {
+        let sum: i64 = self.proxied.iter().map(|n| n.load(Ordering::Relaxed)).sum();
+        u64::try_from(sum).unwrap_or(0)
+    }
+
+    /// Direction, path, number.
+    pub(super) fn get(&self) -> [(&'static str, &'static str, i64); 6] {
+        let p = |i: usize| self.proxied[i].load(Ordering::Relaxed);
+        let k = |i: usize| self.kernel[i].load(Ordering::Relaxed);
+        [
+            ("outbound", "proxied", p(0)),
+            ("inbound", "proxied", p(1)),
+            ("outbound", "passthrough", k(0)),
+            ("inbound", "passthrough", k(1)),
+            ("outbound", "unmeshed", k(2)),
+            ("inbound", "unmeshed", k(3)),
+        ]
+    }
+}
