@@ -8,4 +8,5 @@ pub mod admin;
 pub mod api;
 pub mod balance;
 pub mod model;
+pub mod resilience;
 pub mod telemetry;
