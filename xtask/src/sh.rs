@@ -56,9 +56,11 @@ pub(crate) fn foreign(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// How a command reads on the screen and in an error.
+/// How a command reads on the screen and in an error. Of a program given by its path the name is enough.
 pub(crate) fn display(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let program = Path::new(command.get_program());
+    let program = program.file_name().unwrap_or(program.as_os_str());
+    let words = std::iter::once(program).chain(command.get_args());
     words
         .map(|word| quote(&word.to_string_lossy()))
         .collect::<Vec<_>>()

@@ -1,0 +1,121 @@
+//! Network namespaces: the node, its bridge, the pods on it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::{interrupt, sh};
+
+/// Every namespace of every demo begins so.
+pub(super) const PREFIX: &str = "cm-demo-";
+
+/// One namespace: `cm-demo-ID-NAME`.
+pub(super) fn namespace(id: &str, name: &str) -> String {
+    format!("{PREFIX}{id}-{name}")
+}
+
+pub(super) fn path(namespace: &str) -> PathBuf {
+    Path::new("/run/netns").join(namespace)
+}
+
+/// All namespaces of demos on this machine.
+pub(super) fn existing() -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir("/run/netns") else {
+        return Vec::new();
+    };
+    let names = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(PREFIX)).collect()
+}
+
+fn ip(line: &str) -> Result<()> {
+    sh::output(Command::new("ip").args(line.split(' '))).map(drop)
+}
+
+/// The node: a namespace with a bridge that is the gateway of its pods.
+pub(super) fn make_node(ns: &str) -> Result<()> {
+    add(ns)?;
+    ip(&format!("-n {ns} link add br0 type bridge"))?;
+    ip(&format!("-n {ns} addr add 10.88.0.1/24 dev br0"))?;
+    ip(&format!("-n {ns} addr add fd88::1/64 dev br0 nodad"))?;
+    ip(&format!("-n {ns} link set br0 up"))?;
+    // As a node does: what has no route is answered with ICMP instead of silence.
+    let forward =
+        "echo 1 >/proc/sys/net/ipv4/ip_forward && echo 1 >/proc/sys/net/ipv6/conf/all/forwarding";
+    sh::output(inside(ns, "sh").args(["-c", forward])).map(drop)
+}
+
+/// A pod on the node's bridge, with an address of each family and its default routes through the node.
+pub(super) fn make_pod(node: &str, ns: &str, veth: &str, host: u8) -> Result<()> {
+    add(ns)?;
+    ip(&format!(
+        "-n {node} link add {veth} type veth peer name eth0 netns {ns}"
+    ))?;
+    ip(&format!("-n {node} link set {veth} master br0 up"))?;
+    ip(&format!("-n {ns} addr add 10.88.0.{host}/24 dev eth0"))?;
+    ip(&format!("-n {ns} addr add fd88::{host}/64 dev eth0 nodad"))?;
+    ip(&format!("-n {ns} link set eth0 up"))?;
+    ip(&format!("-n {ns} route add default via 10.88.0.1"))?;
+    ip(&format!("-n {ns} -6 route add default via fd88::1"))
+}
+
+fn add(ns: &str) -> Result<()> {
+    ip(&format!("netns add {ns}"))?;
+    ip(&format!("-n {ns} link set lo up"))
+}
+
+/// Ends what runs in a namespace of ours.
+pub(super) fn end_processes(ns: &str) {
+    let pids = sh::output(Command::new("ip").args(["netns", "pids", ns])).unwrap_or_default();
+    for pid in pids
+        .lines()
+        .filter_map(|line| line.trim().parse::<i32>().ok())
+    {
+        if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// Ends what still runs in a namespace of ours and deletes it.
+pub(super) fn remove(ns: &str) {
+    end_processes(ns);
+    if let Err(error) = ip(&format!("netns delete {ns}")) {
+        eprintln!("{error:#}");
+    }
+}
+
+/// A command that runs inside a namespace. Only the network is another (`ip netns exec` would hide bpffs as well).
+pub(super) fn inside(ns: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!("--net={}", path(ns).display()))
+        .arg("--")
+        .arg(program);
+    command
+}
+
+/// Asks until it holds; says what did not when time is up.
+pub(super) fn eventually(
+    what: &str,
+    within: Duration,
+    mut holds: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + within;
+    loop {
+        interrupt::check()?;
+        let answer = holds();
+        match answer {
+            Ok(true) => return Ok(()),
+            Ok(false) if Instant::now() < deadline => {}
+            Err(_) if Instant::now() < deadline => {}
+            Ok(false) => bail!("not within {within:?}: {what}"),
+            Err(error) => return Err(error.context(format!("not within {within:?}: {what}"))),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}

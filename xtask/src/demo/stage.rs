@@ -1,0 +1,229 @@
+//! Everything the demo makes, in one place: made by `new`, removed by `clean_up`, also after a failure or Ctrl-C.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::agent::{self, Agent};
+use super::config::Config;
+use super::machine::{self, namespace};
+use super::process::Process;
+use crate::sh;
+
+/// Files of running demos, one folder each.
+const RUN: &str = "/run/covet-demo";
+/// In the folder of a demo that was left running on purpose.
+const KEPT: &str = "kept";
+
+pub(super) struct Stage {
+    id: String,
+    dir: PathBuf,
+    pub(super) config: Config,
+    pub(super) agent: Agent,
+    /// Servers in the pods, by name.
+    pub(super) servers: Vec<(String, Process)>,
+}
+
+/// A pod: its name and the last part of its addresses.
+#[derive(Clone, Copy)]
+pub(super) struct Pod {
+    pub(super) name: &'static str,
+    pub(super) app: &'static str,
+    pub(super) host: u8,
+}
+
+pub(super) const CLIENT: Pod = Pod {
+    name: "client",
+    app: "client",
+    host: 10,
+};
+pub(super) const WEB: [Pod; 2] = [
+    Pod {
+        name: "web-1",
+        app: "web",
+        host: 11,
+    },
+    Pod {
+        name: "web-2",
+        app: "web",
+        host: 12,
+    },
+];
+pub(super) const PODS: [Pod; 3] = [CLIENT, WEB[0], WEB[1]];
+
+impl Pod {
+    pub(super) fn v4(self) -> String {
+        format!("10.88.0.{}", self.host)
+    }
+}
+
+impl Stage {
+    pub(super) fn new() -> Result<Self> {
+        let id = std::process::id().to_string();
+        let dir = Path::new(RUN).join(&id);
+        fs::create_dir_all(&dir)?;
+        let config = Config::new(dir.join("config"))?;
+        let agent = Agent::new(
+            node_name(&id),
+            namespace(&id, "node"),
+            config.dir(),
+            dir.join("agent.log"),
+        );
+        Ok(Self {
+            id,
+            dir,
+            config,
+            agent,
+            servers: Vec::new(),
+        })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn node_ns(&self) -> String {
+        namespace(&self.id, "node")
+    }
+
+    pub(super) fn pod_ns(&self, pod: Pod) -> String {
+        namespace(&self.id, pod.name)
+    }
+
+    /// A command inside a pod.
+    pub(super) fn inside(&self, pod: Pod, program: &str) -> Command {
+        machine::inside(&self.pod_ns(pod), program)
+    }
+
+    /// Ends the server of this name.
+    pub(super) fn stop_server(&mut self, name: &str) {
+        self.servers.retain(|(known, _)| known != name);
+    }
+
+    /// The end of the agent's log, for whoever looks into a failure.
+    pub(super) fn tell_log(&self) {
+        let Ok(log) = fs::read_to_string(self.agent.log()) else {
+            return;
+        };
+        let lines: Vec<&str> = log.lines().collect();
+        eprintln!("the last lines of the agent's log:");
+        for line in &lines[lines.len().saturating_sub(25)..] {
+            eprintln!("  {line}");
+        }
+    }
+
+    /// Leaves everything running.
+    pub(super) fn keep(&mut self) -> Result<()> {
+        fs::write(self.dir.join(KEPT), "")?;
+        self.agent.forget();
+        for (_, process) in self.servers.drain(..) {
+            process.leave();
+        }
+        println!("\nIt is left running. To play with it:");
+        let (agent, client) = (agent::binary(), self.pod_ns(CLIENT));
+        println!(
+            "  alias mesh-agent='{} --node {}'",
+            agent.display(),
+            node_name(&self.id)
+        );
+        println!("  mesh-agent connections --watch");
+        println!(
+            "  nsenter --net=/run/netns/{client} curl http://{}/",
+            super::config::VIP
+        );
+        println!(
+            "  edit {}/*.yaml, then mesh-agent status",
+            self.config.dir().display()
+        );
+        println!("  tail -f {}", self.agent.log().display());
+        println!("  cargo xtask demo --clean      # removes all of it");
+        Ok(())
+    }
+
+    /// Removes everything and says what could not be removed.
+    pub(super) fn clean_up(mut self) -> Vec<String> {
+        self.servers.clear();
+        drop(self.agent);
+        remove(&self.id)
+    }
+}
+
+fn node_name(id: &str) -> String {
+    format!("demo-{id}")
+}
+
+fn pins(id: &str) -> PathBuf {
+    Path::new("/sys/fs/bpf/mesh").join(node_name(id))
+}
+
+/// Removes what a demo made: programs and maps, namespaces and what runs in them, files.
+fn remove(id: &str) -> Vec<String> {
+    let ours = format!("{}{id}-", machine::PREFIX);
+    // The agent first: it would only mourn the namespaces.
+    let namespaces = || {
+        machine::existing()
+            .into_iter()
+            .filter(|name| name.starts_with(&ours))
+    };
+    let mut last: Vec<String> = namespaces().collect();
+    last.sort_by_key(|name| !name.ends_with("-node"));
+    for name in last.iter().filter(|name| name.ends_with("-node")) {
+        machine::end_processes(name);
+    }
+    if pins(id).exists() {
+        let release =
+            sh::output(Command::new(agent::binary()).args(["release", "--node", &node_name(id)]));
+        if let Err(error) = release {
+            eprintln!("{error:#}");
+        }
+    }
+    for name in &last {
+        machine::remove(name);
+    }
+    let files = [
+        Path::new(RUN).join(id),
+        Path::new("/var/lib/mesh-agent").join(node_name(id)),
+        Path::new("/run/mesh-agent").join(format!("{}.sock", node_name(id))),
+    ];
+    for path in &files {
+        let _ = if path.is_dir() {
+            fs::remove_dir_all(path)
+        } else {
+            fs::remove_file(path)
+        };
+    }
+    let mut left: Vec<String> = namespaces()
+        .map(|name| format!("namespace {name}"))
+        .collect();
+    let mut paths = files.to_vec();
+    paths.push(pins(id));
+    paths.retain(|path| path.exists());
+    left.extend(paths.iter().map(|path| path.display().to_string()));
+    left
+}
+
+/// Removes what demos left that died without cleaning up; with `kept`, also those that were left running on purpose.
+pub(super) fn sweep(kept: bool) {
+    let Ok(entries) = fs::read_dir(RUN) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let id = entry.file_name().to_string_lossy().into_owned();
+        let was_kept = entry.path().join(KEPT).exists();
+        let runs =
+            fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|comm| comm.trim() == "xtask");
+        let remove_it = if was_kept { kept } else { !runs };
+        if remove_it {
+            println!("removing what demo {id} left");
+            for left in remove(&id) {
+                eprintln!("  could not remove {left}");
+            }
+        } else if was_kept {
+            println!(
+                "demo {id} was left running with --keep; `cargo xtask demo --clean` removes it"
+            );
+        }
+    }
+}
