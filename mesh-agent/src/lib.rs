@@ -7,6 +7,8 @@
 pub mod admin;
 pub mod api;
 pub mod balance;
+pub mod catalog;
 pub mod model;
+pub mod policy;
 pub mod resilience;
 pub mod telemetry;

@@ -96,7 +96,7 @@ pub fn mesh_policy(spec: &str) -> String {
 
 pub fn traffic_policy(namespace: &str, service: &str, spec: &str) -> String {
     format!(
-        "apiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata:\n  name: {service}\n  namespace: {namespace}\nspec:\n  targetRef:\n    kind: Service\n    name: {service}\n{spec}\n"
+        "apiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata:\n  name: {service}\n  namespace: {namespace}\nspec:\n  targetRefs:\n  - group: \"\"\n    kind: Service\n    name: {service}\n{spec}\n"
     )
 }
 
