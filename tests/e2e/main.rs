@@ -5,10 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod addresses;
+mod balance;
 mod capture_inbound;
 mod capture_outbound;
 mod churn;
 mod common;
+mod life;
 mod proxy;
 mod real;
 mod sockets;
@@ -31,6 +33,8 @@ fn main() -> ExitCode {
         addresses,
         sockets,
         real,
+        life,
+        balance,
         churn
     ])
 }

@@ -64,6 +64,8 @@ pub struct Agent {
     config: PathBuf,
     args: Vec<String>,
     log: PathBuf,
+    /// Hard limit of descriptors; `None`: as the test has it.
+    max_files: Option<u32>,
     process: Mutex<Option<Process>>,
 }
 
@@ -87,8 +89,17 @@ impl Agent {
             config: config.path().to_owned(),
             args: args.iter().map(ToString::to_string).collect(),
             log,
+            max_files: None,
             process: Mutex::new(None),
         }
+    }
+
+    /// Runs the agent with a low hard limit of descriptors.
+    #[must_use]
+    pub fn with_max_files(mut self, limit: u32) -> Agent {
+        prereq::programs(&["prlimit"]);
+        self.max_files = Some(limit);
+        self
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Process>> {
@@ -97,7 +108,17 @@ impl Agent {
 
     /// Starts the process; does not wait for it.
     pub fn run(&self) {
-        let mut command = Command::new(binary());
+        let mut command = match self.max_files {
+            None => Command::new(binary()),
+            Some(limit) => {
+                // prlimit sets the limit and becomes the agent: the process id stays.
+                let mut command = Command::new("prlimit");
+                command
+                    .arg(format!("--nofile={limit}:{limit}"))
+                    .arg(binary());
+                command
+            }
+        };
         command
             .args(["run", "--node", self.node.name(), "--config"])
             .arg(&self.config)

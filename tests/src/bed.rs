@@ -50,6 +50,23 @@ struct BedService {
     app: String,
 }
 
+impl BedService {
+    fn document(&self) -> Service {
+        Service {
+            namespace: NAMESPACE.into(),
+            name: self.app.clone(),
+            vips: self.vips.to_vec(),
+            ports: self
+                .ports
+                .iter()
+                .map(|(port, target)| (*port, target.to_string()))
+                .collect(),
+            app: self.app.clone(),
+            client_ip_affinity: false,
+        }
+    }
+}
+
 /// What a bed will hold.
 #[derive(Debug)]
 pub struct Plan {
@@ -134,17 +151,7 @@ impl Plan {
                 ports: ports.clone(),
                 app: app.clone(),
             };
-            config.service(&Service {
-                namespace: NAMESPACE.into(),
-                name: app.clone(),
-                vips: service.vips.to_vec(),
-                ports: ports
-                    .iter()
-                    .map(|(port, target)| (*port, target.to_string()))
-                    .collect(),
-                app: app.clone(),
-                client_ip_affinity: false,
-            });
+            config.service(&service.document());
             services.insert(app.clone(), service);
         }
         for (name, text) in &self.files {
@@ -192,6 +199,29 @@ impl Bed {
         } else {
             prereq::namespaces();
         }
+    }
+
+    /// As [`Bed::start_agent`], with an agent that the test prepared itself.
+    pub fn start_this(&mut self, agent: Agent) {
+        agent.run();
+        agent.wait_ready();
+        agent.wait_enrolled(&self.enrolled_names());
+        self.agent = Some(agent);
+    }
+
+    /// The workload document of one of the bed's pods.
+    pub fn workload(&self, pod: &str) -> Workload {
+        Workload::of(self.pod(pod), NAMESPACE, self.node.name())
+    }
+
+    /// The document of one of the bed's services.
+    pub fn service_document(&self, app: &str) -> Service {
+        self.services[app].document()
+    }
+
+    /// Starts the agent while no workload is to be enrolled.
+    pub fn start_unenrolled(&mut self) {
+        self.agent = Some(Agent::start(&self.node, &self.config));
     }
 
     fn enrolled_names(&self) -> Vec<String> {
@@ -259,7 +289,7 @@ impl Bed {
 
     /// Enrols or releases one of the bed's pods by its own label; does not wait.
     pub fn set_enrolled(&self, pod: &str, enrolled: bool) {
-        let mut workload = Workload::of(self.pod(pod), NAMESPACE, self.node.name());
+        let mut workload = self.workload(pod);
         workload
             .labels
             .push(("mesh.covet.dev/enabled".into(), enrolled.to_string()));

@@ -25,10 +25,14 @@ pub struct NetNs {
 impl NetNs {
     /// A new namespace with loopback up and without duplicate address detection, which would delay every address.
     pub fn new() -> NetNs {
+        run::folder();
+        NetNs::named(run::unique())
+    }
+
+    /// As [`NetNs::new`], under a name that was used before.
+    pub fn named(name: String) -> NetNs {
         // `ip netns add` prepares /run/netns on first use; two at once can fail.
         static ADD: Mutex<()> = Mutex::new(());
-        run::folder();
-        let name = run::unique();
         {
             let _one = ADD.lock().unwrap_or_else(|e| e.into_inner());
             ip(&["netns", "add", &name]);

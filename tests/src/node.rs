@@ -66,7 +66,23 @@ impl Node {
     pub fn pod(&self, name: &str) -> Arc<Pod> {
         let host = self.next_pod.fetch_add(1, Ordering::Relaxed);
         assert!(host < 250, "a node has room for 240 pods");
-        let ns = NetNs::new();
+        self.wire(NetNs::new(), name, host)
+    }
+
+    /// Deletes the pod's namespace and makes another one under the same name, with the same addresses.
+    pub fn replace(&self, pod: Arc<Pod>) -> Arc<Pod> {
+        let (name, ns, host) = (pod.name.clone(), pod.ns.name().to_owned(), pod.host);
+        pod.delete();
+        drop(pod);
+        // The old wire may live as long as something holds the old namespace; the new pod needs its place.
+        let veth = format!("p{host}");
+        if self.has_wire(&veth) {
+            self.ns.ip(&["link", "del", &veth]);
+        }
+        self.wire(NetNs::named(ns), &name, host)
+    }
+
+    fn wire(&self, ns: NetNs, name: &str, host: u32) -> Arc<Pod> {
         let (v4, v6) = (self.v4(host as u8), self.v6(host as u16));
         let veth = format!("p{host}");
         self.ns.ip_batch(&format!(
@@ -91,6 +107,7 @@ impl Node {
             v4,
             v6,
             veth,
+            host,
         })
     }
 
@@ -147,6 +164,7 @@ pub struct Pod {
     pub v6: Ipv6Addr,
     /// The node's end of its wire.
     pub veth: String,
+    host: u32,
 }
 
 impl Pod {
