@@ -176,10 +176,10 @@ fn reuseport_reload() {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 // Connections in a closing listener's queue are reset without a mesh too: only later ones count.
-                if let Ok(stream) = traffic::connect(ext, addr) {
-                    if traffic::round_trip(&stream, b"x").is_ok() {
-                        done.fetch_add(1, Ordering::Relaxed);
-                    }
+                if let Ok(stream) = traffic::connect(ext, addr)
+                    && traffic::round_trip(&stream, b"x").is_ok()
+                {
+                    done.fetch_add(1, Ordering::Relaxed);
                 }
             }
         });

@@ -9,11 +9,15 @@ mod balance;
 mod capture_inbound;
 mod capture_outbound;
 mod churn;
+mod cli;
 mod common;
+mod config;
+mod harness;
 mod life;
 mod proxy;
 mod real;
 mod sockets;
+mod telemetry;
 
 use std::process::ExitCode;
 
@@ -35,6 +39,10 @@ fn main() -> ExitCode {
         real,
         life,
         balance,
+        config,
+        telemetry,
+        cli,
+        harness,
         churn
     ])
 }

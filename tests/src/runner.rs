@@ -66,6 +66,7 @@ pub struct Shared<T>(Mutex<State<T>>);
 enum State<T> {
     New,
     Ready(Arc<T>),
+    Skipped(String),
     Failed,
 }
 
@@ -79,13 +80,23 @@ impl<T> Shared<T> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*state {
             State::Ready(value) => Arc::clone(value),
+            State::Skipped(why) => prereq::skip(why.clone()),
             State::Failed => panic!("the fixture of this module could not be made, see above"),
-            State::New => {
-                *state = State::Failed;
-                let value = Arc::new(make());
-                *state = State::Ready(Arc::clone(&value));
-                value
-            }
+            State::New => match panic::catch_unwind(AssertUnwindSafe(make)) {
+                Ok(value) => {
+                    let value = Arc::new(value);
+                    *state = State::Ready(Arc::clone(&value));
+                    value
+                }
+                Err(panic) => {
+                    *state = match panic.downcast_ref::<Skip>() {
+                        Some(skip) => State::Skipped(skip.0.clone()),
+                        None => State::Failed,
+                    };
+                    drop(state);
+                    panic::resume_unwind(panic)
+                }
+            },
         }
     }
 
