@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod api;
 pub mod balance;
+pub mod capture;
 pub mod catalog;
 pub mod model;
 pub mod policy;

@@ -1,0 +1,251 @@
+//! A workload that is captured: what was made for it in its namespace and in the maps, and what keeps that true.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use mesh_common::{Addr, PodAddr, WL_INBOUND, WL_OUTBOUND, Workload, ip_key};
+use tokio::task::JoinHandle;
+
+use super::{
+    WantedPod,
+    error::EnrolError,
+    listeners::{self, Listener},
+    listening,
+    maps::Maps,
+    netlink::Netlink,
+    netns::{Netns, NetnsId},
+    pod::Pod,
+    policy::{self, Exclusions},
+    rtnl,
+};
+
+/// One captured workload.
+pub(super) struct Enrolled {
+    pub pod: Arc<Pod>,
+    pub path: PathBuf,
+    pub id: NetnsId,
+    /// Set when listeners or addresses may have changed.
+    pub dirty: AtomicBool,
+    inner: Mutex<Option<Inner>>,
+    tasks: Mutex<Vec<AbortOnDrop>>,
+}
+
+/// What holds the namespace open, and what stands in the maps.
+pub(super) struct Inner {
+    pub netns: Arc<Netns>,
+    pub diag: Netlink,
+    pub rtnl: Netlink,
+    pub listeners: Vec<Listener>,
+    pub addresses: Vec<IpAddr>,
+    pub listening: Vec<SocketAddr>,
+    pub exclusions: Exclusions,
+    pub wanted: WantedPod,
+    /// `WL_OUTBOUND | WL_INBOUND`, as far as capture is on.
+    pub capture: u32,
+}
+
+/// A task that ends with its owner.
+pub(super) struct AbortOnDrop(pub JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Enrolled {
+    pub(super) fn new(pod: Arc<Pod>, inner: Inner) -> Self {
+        Self {
+            path: inner.netns.path.clone(),
+            id: inner.netns.id,
+            pod,
+            dirty: AtomicBool::new(false),
+            inner: Mutex::new(Some(inner)),
+            tasks: Mutex::default(),
+        }
+    }
+
+    pub(super) fn cookie(&self) -> u64 {
+        self.pod.cookie
+    }
+
+    /// What it holds; `None` once let go.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Option<Inner>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn own_task(&self, task: JoinHandle<()>) {
+        self.tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(AbortOnDrop(task));
+    }
+
+    /// Closes everything that keeps the namespace alive, but what the proxy has.
+    pub(super) fn let_go(&self) {
+        self.tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        let inner = self.lock().take();
+        drop(inner);
+        self.pod.close();
+    }
+
+    /// True if its path leads to another namespace now, or nowhere.
+    pub(super) fn is_gone(&self) -> bool {
+        NetnsId::of(&self.path) != Some(self.id)
+    }
+
+    /// Takes a changed policy or protection over.
+    pub(super) fn update(&self, maps: &Maps, wanted: &WantedPod) -> io::Result<()> {
+        self.pod.policy.store(wanted.policy.clone());
+        let cookie = self.cookie();
+        let mut inner = self.lock();
+        let Some(inner) = inner.as_mut() else {
+            return Ok(());
+        };
+        if inner.wanted.policy == wanted.policy && inner.wanted.protected == wanted.protected {
+            return Ok(());
+        }
+        inner.wanted = wanted.clone();
+        inner.exclusions.sync(maps, cookie, &wanted.policy)?;
+        inner.write_row(maps, cookie)
+    }
+
+    /// Reads addresses anew and brings maps to them.
+    pub(super) fn sync_addresses(&self, maps: &Maps) -> Result<(), EnrolError> {
+        let cookie = self.cookie();
+        let mut inner = self.lock();
+        let Some(inner) = inner.as_mut() else {
+            return Ok(());
+        };
+        let now: Vec<IpAddr> = rtnl::addresses(&mut inner.rtnl)
+            .map_err(EnrolError::io("cannot read addresses over rtnetlink"))?
+            .into_iter()
+            .filter(|a| a.usable)
+            .map(|a| a.ip)
+            .collect();
+        if now == inner.addresses {
+            return Ok(());
+        }
+        tracing::info!(workload = %self.pod.name, addresses = ?now, "addresses changed");
+        inner.set_addresses(maps, cookie, now)?;
+        self.pod.addresses.store(Arc::new(inner.addresses.clone()));
+        // A listener for IPv6 only has one entry for each address.
+        self.dirty.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Reads where applications listen and brings `listen_ports` to it. `found` is what stands there for this pod.
+    pub(super) fn sync_listening(&self, maps: &Maps, found: &HashSet<Addr>) -> io::Result<()> {
+        let cookie = self.cookie();
+        let mut inner = self.lock();
+        let Some(inner) = inner.as_mut() else {
+            return Ok(());
+        };
+        inner.listening = listening::sync(
+            maps,
+            cookie,
+            &mut inner.diag,
+            &inner.listeners,
+            &inner.addresses,
+            found,
+        )?;
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Turns capture on or off, and writes the row.
+    pub(super) fn set_capture(&mut self, maps: &Maps, cookie: u64, capture: u32) -> io::Result<()> {
+        debug_assert_eq!(capture & !(WL_INBOUND | WL_OUTBOUND), 0);
+        self.capture = capture;
+        self.write_row(maps, cookie)
+    }
+
+    /// Writes the row of `workloads`, as a whole: the kernel program sees the old or the new one.
+    pub(super) fn write_row(&self, maps: &Maps, cookie: u64) -> io::Result<()> {
+        let flags = policy::flags(&self.wanted.policy, self.wanted.protected, &self.addresses);
+        let row = Workload {
+            addr4: self.main_address(IpAddr::is_ipv4),
+            addr6: self.main_address(IpAddr::is_ipv6),
+            flags: flags | self.capture,
+            pad: 0,
+        };
+        maps.workloads.insert(&cookie, &row)
+    }
+
+    /// The address of a family that captured connections are redirected to: the first that configuration names, else
+    /// the first there is. Zero if there is none.
+    fn main_address(&self, family: fn(&IpAddr) -> bool) -> [u8; 16] {
+        let named = self
+            .wanted
+            .addresses
+            .iter()
+            .find(|a| family(a) && self.addresses.contains(a));
+        named
+            .or_else(|| self.addresses.iter().find(|a| family(a)))
+            .map_or([0; 16], |a| ip_key(*a))
+    }
+
+    /// New addresses lead to the listeners before they are redirected to; old ones no longer are before they go.
+    pub(super) fn set_addresses(
+        &mut self,
+        maps: &Maps,
+        cookie: u64,
+        now: Vec<IpAddr>,
+    ) -> Result<(), EnrolError> {
+        let write = |what| EnrolError::io(what);
+        for address in &now {
+            let key = ip_key(*address);
+            let held = maps
+                .pod_addrs
+                .get(&key)
+                .map_err(write("cannot read pod_addrs"))?;
+            if let Some(PodAddr { netns }) = held.filter(|h| h.netns != cookie) {
+                // A row without a workload is what a dead namespace left.
+                let alive = maps
+                    .workloads
+                    .get(&netns)
+                    .map_err(write("cannot read workloads"))?;
+                if alive.is_some() {
+                    return Err(EnrolError::AddressTaken {
+                        address: *address,
+                        cookie: netns,
+                    });
+                }
+            }
+            listeners::register(maps, &self.listeners, *address)
+                .map_err(write("cannot put a listener into the map"))?;
+            maps.pod_addrs
+                .insert(&key, &PodAddr { netns: cookie })
+                .map_err(write("cannot write pod_addrs"))?;
+        }
+        let before = std::mem::replace(&mut self.addresses, now);
+        self.write_row(maps, cookie)
+            .map_err(write("cannot write the workload's row"))?;
+        for address in before.iter().filter(|a| !self.addresses.contains(a)) {
+            drop_address(maps, cookie, *address).map_err(write("cannot take an address back"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes an address of the pod out of the maps, unless it is another's by now.
+pub(super) fn drop_address(maps: &Maps, cookie: u64, address: IpAddr) -> io::Result<()> {
+    let key = ip_key(address);
+    if maps.pod_addrs.get(&key)?.is_some_and(|p| p.netns == cookie) {
+        maps.pod_addrs.remove(&key)?;
+        listeners::unregister(maps, address)?;
+    }
+    Ok(())
+}
