@@ -163,9 +163,13 @@ impl Telemetry {
     /// A record of the kernel's ring buffer. Only ends of connections are of interest here.
     pub fn on_event(&self, event: &Event) {
         if event.kind == EventKind::Closed as u32 {
-            self.shared
-                .on_closed(event.cookie, &event.record, Instant::now());
+            self.on_closed(event.cookie, &event.record);
         }
+    }
+
+    /// The kernel's final record of a connection of an enrolled workload; `cookie`: of the application's socket.
+    pub fn on_closed(&self, cookie: u64, record: &mesh_common::ConnRecord) {
+        self.shared.on_closed(cookie, record, Instant::now());
     }
 
     /// Proxied connections now open.
