@@ -5,10 +5,12 @@
 //! decisions), `telemetry`, `api` (resources as users write them), `model` (plain data).
 
 pub mod admin;
+pub mod agent;
 pub mod api;
 pub mod balance;
 pub mod capture;
 pub mod catalog;
+pub mod cli;
 pub mod model;
 pub mod policy;
 pub mod resilience;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The one binary: daemon and inspector.
+
+fn main() -> std::process::ExitCode {
+    mesh_agent::cli::main()
+}

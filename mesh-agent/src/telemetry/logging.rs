@@ -79,6 +79,11 @@ impl LogControl {
     }
 }
 
+/// Says whether a filter is understood.
+pub fn check_filter(filter: &str) -> Result<(), LogError> {
+    parse(filter).map(drop)
+}
+
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
     let refused = |detail: String| LogError::Filter {
         filter: filter.to_owned(),

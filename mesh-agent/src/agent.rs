@@ -1,0 +1,43 @@
+//! The composition root: builds the parts, owns start order, drain and shutdown.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::telemetry::logging::LogFormat;
+
+/// What `mesh-agent run` was told.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    pub node: String,
+    /// Directory of YAML files.
+    pub config: PathBuf,
+    /// The host's BPF filesystem.
+    pub bpffs: PathBuf,
+    /// `None`: found in /proc/mounts.
+    pub cgroup2: Option<PathBuf>,
+    pub state_dir: PathBuf,
+    pub socket: PathBuf,
+    pub metrics_addr: SocketAddr,
+    pub log_format: LogFormat,
+    /// Checked already.
+    pub log_filter: String,
+    /// Namespace whose policies apply to the whole mesh.
+    pub root_namespace: String,
+    /// `None`: one a CPU.
+    pub workers: Option<usize>,
+    /// `None`: from the limit of open files.
+    pub max_connections: Option<u64>,
+    /// Closed connections that are kept, and how long.
+    pub closed_max: usize,
+    pub closed_age: Duration,
+    /// Label sets of the TCP metrics.
+    pub flows_max: usize,
+}
+
+/// Runs the agent until it is told to end.
+///
+/// # Errors
+/// Whatever keeps it from starting.
+pub fn run(options: AgentOptions) -> anyhow::Result<()> {
+    let AgentOptions { node, .. } = options;
+    anyhow::bail!("the agent of node {node} is not composed yet")
+}

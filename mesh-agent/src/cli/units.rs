@@ -1,0 +1,79 @@
+//! Numbers as people read them.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// `512B`, `1.5KiB`, `2.0GiB`
+pub(super) fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if n < 1024 {
+        return format!("{n}B");
+    }
+    let mut value = n as f64 / 1024.0;
+    let mut unit = 0;
+    // 1023.95 would print as 1024.0.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1}{}", UNITS[unit])
+}
+
+/// `350ms`, `12s`, `4m10s`, `3h5m`, `2d4h`
+pub(super) fn age(duration: Duration) -> String {
+    let s = duration.as_secs();
+    match s {
+        0 => format!("{}ms", duration.as_millis()),
+        1..60 => format!("{s}s"),
+        60..3600 => format!("{}m{}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h{}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d{}h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+/// Microseconds: `80us`, `1.2ms`, `3.4s`
+pub(super) fn micros(us: u32) -> String {
+    match us {
+        0..1000 => format!("{us}us"),
+        1000..1_000_000 => format!("{:.1}ms", f64::from(us) / 1e3),
+        _ => format!("{:.1}s", f64::from(us) / 1e6),
+    }
+}
+
+/// How long ago a moment was, milliseconds since the epoch.
+pub(super) fn since(unix_ms: u64) -> Duration {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    now.saturating_sub(Duration::from_millis(unix_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    #[test]
+    fn numbers_read_well_at_the_edges() {
+        for (n, text) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1024, "1.0KiB"),
+            (1536, "1.5KiB"),
+            (1_048_575, "1.0MiB"),
+            (u64::MAX, "16.0EiB"),
+        ] {
+            assert_eq!(super::bytes(n), text);
+        }
+        for (ms, text) in [
+            (350, "350ms"),
+            (59_999, "59s"),
+            (60_000, "1m0s"),
+            (11_100_000, "3h5m"),
+            (187_200_000, "2d4h"),
+        ] {
+            assert_eq!(super::age(Duration::from_millis(ms)), text);
+        }
+        assert_eq!(super::micros(999), "999us");
+        assert_eq!(super::micros(1200), "1.2ms");
+        assert_eq!(super::micros(3_400_000), "3.4s");
+    }
+}
