@@ -9,6 +9,8 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
+use super::key::mix;
+
 /// Virtual times are fixed-point with 64 fractional bits.
 const ONE: i128 = 1 << 64;
 
@@ -91,7 +93,7 @@ impl Schedule {
         };
         schedule.requeue();
         // Agents that start together must not all begin with the heaviest.
-        for _ in 0..seed % count.min(64) {
+        for _ in 0..mix(seed) % count.min(64) {
             schedule.pick(|_| false, std::iter::empty());
         }
         schedule
