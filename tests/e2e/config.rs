@@ -66,8 +66,8 @@ const SERVICE: &str =
 const MESH_POLICY: &str = "apiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata:\n  name: odd\n  namespace: mesh-system\nspec:\n";
 const TRAFFIC_POLICY: &str = "apiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata:\n  name: odd\n  namespace: shop\nspec:\n  targetRefs:\n  - kind: Service\n    name: web\n";
 
-/// Every kind of mistake. `taken` is an address and `netns` the namespace of an existing workload.
-fn mistakes(taken: IpAddr, netns: &str) -> Vec<Bad> {
+/// Every kind of mistake. `taken` is an address and `netns` the namespace of an existing workload of `node`.
+fn mistakes(taken: IpAddr, netns: &str, node: &str) -> Vec<Bad> {
     let workload = |spec: &str| format!("{WORKLOAD}{spec}");
     let service = |spec: &str| format!("{SERVICE}{spec}");
     vec![
@@ -246,7 +246,9 @@ fn mistakes(taken: IpAddr, netns: &str) -> Vec<Bad> {
         ),
         bad(
             "a namespace of another workload",
-            workload(&format!("  addresses: [\"10.9.9.9\"]\n  netns: {netns}\n")),
+            workload(&format!(
+                "  node: {node}\n  addresses: [\"10.9.9.9\"]\n  netns: {netns}\n"
+            )),
             0,
             &["spec.netns"],
         ),
@@ -315,6 +317,7 @@ fn validate_names_file_line_and_field() {
     for bad in mistakes(
         Ipv4Addr::new(10, 9, 0, 1).into(),
         &ns.path().display().to_string(),
+        "n1",
     ) {
         let config = Config::new();
         good(&config, &ns);
@@ -379,7 +382,11 @@ fn refused_as_a_whole_and_the_last_good_one_stays() {
         Server::echo(bed.pod("web2"), bed.pod("web2").v4(8080)),
     ];
     let to = bed.service("web", false, 80);
-    let mut all = mistakes(web.v4.into(), &web.path().display().to_string());
+    let mut all = mistakes(
+        web.v4.into(),
+        &web.path().display().to_string(),
+        bed.node.name(),
+    );
     all.push(bad(
         "the host's namespace",
         format!(
