@@ -112,6 +112,11 @@ pub fn leftovers() -> Vec<String> {
     found
 }
 
+/// How many descriptors this process has open.
+pub fn descriptors() -> usize {
+    read_dir(Path::new("/proc/self/fd")).len()
+}
+
 fn remove_all(pid: u32) -> Vec<String> {
     let prefix = prefix(pid);
     let mut removed = Vec::new();

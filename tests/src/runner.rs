@@ -239,11 +239,12 @@ pub fn main(modules: &'static [Module]) -> ExitCode {
         eprintln!("swept what a killed run left: {what}");
     }
     let began = Instant::now();
+    let descriptors = run::descriptors();
     let (alone, together): (Vec<Job>, Vec<Job>) = jobs.iter().partition(|job| job.test.alone);
     let report = Report::new(&jobs);
     run_queue(together, options.threads, &report);
     run_queue(alone, 1, &report);
-    let clean = !jobs.is_empty() && report.nothing_left();
+    let clean = !jobs.is_empty() && report.nothing_left(descriptors);
     let (passed, skipped, failed) = report.sums();
     for what in run::sweep_own() {
         eprintln!("removed at the end: {what}");
@@ -325,9 +326,22 @@ impl Report {
             .push((name, Outcome::Failed));
     }
 
-    /// The last test: nothing with our prefix is left on the machine.
-    fn nothing_left(&self) -> bool {
-        let left = run::leftovers();
+    /// The last test: nothing with our prefix is left on the machine, and no descriptor in this process.
+    fn nothing_left(&self, descriptors: usize) -> bool {
+        let mut left = run::leftovers();
+        // Server threads of finished tests may still be closing.
+        let end = Instant::now() + Duration::from_secs(5);
+        let mut open = run::descriptors();
+        while open > descriptors && Instant::now() < end {
+            thread::sleep(Duration::from_millis(20));
+            open = run::descriptors();
+        }
+        if open > descriptors {
+            left.push(format!(
+                "{} descriptors of the test process",
+                open - descriptors
+            ));
+        }
         for what in &left {
             println!("left behind: {what}");
         }
