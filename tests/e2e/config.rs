@@ -234,7 +234,7 @@ fn mistakes(taken: IpAddr, netns: &str, node: &str) -> Vec<Bad> {
             "an address of another workload",
             workload(&format!("  node: n1\n  addresses: [\"{taken}\"]\n")),
             0,
-            &["address"],
+            &["is already the address"],
         ),
         bad(
             "a workload's address for a service",
@@ -242,7 +242,7 @@ fn mistakes(taken: IpAddr, netns: &str, node: &str) -> Vec<Bad> {
                 "  clusterIPs: [\"{taken}\"]\n  ports:\n  - port: 80\n"
             )),
             0,
-            &["clusterIPs"],
+            &["is already the address"],
         ),
         bad(
             "a namespace of another workload",
