@@ -95,7 +95,10 @@ impl Group {
                 Need::Cargo(cargo_tools::BPF_LINKER),
             ],
             Group::Lint => vec![Need::Cargo(cargo_tools::CARGO_DENY)],
-            Group::Fuzz => vec![Need::Cargo(cargo_tools::CARGO_FUZZ)],
+            Group::Fuzz => vec![
+                debian("g++", "compiles libFuzzer, which is C++"),
+                Need::Cargo(cargo_tools::CARGO_FUZZ),
+            ],
             Group::Bench => vec![
                 IPROUTE,
                 debian("haproxy", "a peer: HAProxy in TCP mode"),
