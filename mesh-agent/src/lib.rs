@@ -13,5 +13,6 @@ pub mod catalog;
 pub mod cli;
 pub mod model;
 pub mod policy;
+pub mod proxy;
 pub mod resilience;
 pub mod telemetry;

@@ -21,7 +21,8 @@ mod pool;
 mod release;
 mod rtnl;
 mod selftest;
-mod sys;
+mod sockets;
+pub(crate) mod sys;
 mod table;
 mod watch;
 

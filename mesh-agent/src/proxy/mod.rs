@@ -1,0 +1,224 @@
+//! The L4 proxy: accepts what capture steers here, finds out where it was to go, connects there and carries the bytes.
+//!
+//! `accept` takes connections, `outbound` and `inbound` are the two pipelines, `connect` tries candidates, `tcp` and
+//! `copy` carry bytes, `limits` and `workers` say how many and where. Nothing here knows BPF: capture is reached
+//! through [`PodSockets`] alone, so the tests run over loopback.
+
+mod accept;
+mod connect;
+mod copy;
+mod inbound;
+mod limits;
+mod outbound;
+mod pipes;
+mod served;
+mod socket;
+mod tcp;
+mod workers;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    os::fd::BorrowedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::future::{BoxFuture, join_all};
+use mesh_common::Role;
+
+use self::{accept::Reserve, copy::CopyShared, limits::Limits, served::Served, workers::Workers};
+pub use self::{
+    copy::CopyOptions,
+    limits::{Capacity, raise_nofile},
+    socket::Keepalive,
+    workers::{EVENT_INTERVAL, WorkerMode},
+};
+use crate::{
+    catalog::Catalog,
+    model::{EffectivePolicy, ResourceName},
+    telemetry::{Reason, Telemetry},
+};
+
+/// The seam to capture: one enrolled workload, and sockets in its network namespace.
+pub trait PodSockets: Send + Sync + 'static {
+    fn name(&self) -> &ResourceName;
+
+    /// Cookie of its network namespace.
+    fn cookie(&self) -> u64;
+
+    /// The policy in effect now.
+    fn policy(&self) -> Arc<EffectivePolicy>;
+
+    /// A marked, nonblocking, unconnected TCP socket in the workload's namespace.
+    fn socket(&self, v6: bool) -> BoxFuture<'_, io::Result<socket2::Socket>>;
+
+    /// For an accepted outbound connection: what the application dialled, and the cookie of its socket. `None`: it was
+    /// not captured.
+    fn original_dst(&self, fd: BorrowedFd<'_>) -> io::Result<Option<(SocketAddr, u64)>>;
+
+    /// Says on whose behalf a socket will dial the application. Before connect().
+    fn set_client(&self, fd: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()>;
+
+    /// Where the application listens, when an inbound connection was accepted with this local address.
+    fn application(&self, accepted: SocketAddr) -> SocketAddr {
+        accepted
+    }
+
+    /// Whether a connection to this destination is capture's own test of itself, which is closed without a word.
+    fn is_self_test(&self, _destination: SocketAddr) -> bool {
+        false
+    }
+}
+
+/// How the proxy works; the defaults suit a node.
+#[derive(Clone, Debug)]
+pub struct ProxyOptions {
+    pub workers: WorkerMode,
+    pub copy: CopyOptions,
+    pub keepalive: Keepalive,
+    /// Connections and pipes at once.
+    pub capacity: Capacity,
+    /// All attempts to connect together, where no TrafficPolicy says otherwise.
+    pub connect_timeout: Duration,
+    /// One attempt, while another candidate is left. Above the second after which a lost SYN is sent again.
+    pub attempt_timeout: Duration,
+}
+
+impl ProxyOptions {
+    /// The defaults, for a process with so many descriptors.
+    pub fn for_nofile(nofile: u64) -> Self {
+        Self {
+            workers: WorkerMode::default(),
+            copy: CopyOptions::default(),
+            keepalive: Keepalive::default(),
+            capacity: Capacity::of(nofile),
+            connect_timeout: Duration::from_secs(10),
+            attempt_timeout: Duration::from_millis(2500),
+        }
+    }
+}
+
+/// The proxy of one agent.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    served: Mutex<HashMap<u64, Arc<Served>>>,
+}
+
+/// What every connection uses.
+struct Shared {
+    catalog: Arc<Catalog>,
+    telemetry: Arc<Telemetry>,
+    options: ProxyOptions,
+    copy: CopyShared,
+    limits: Arc<Limits>,
+    workers: Workers,
+    reserve: Reserve,
+}
+
+/// How full the proxy is, for `mesh-agent status`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ProxyStatus {
+    pub connections: usize,
+    pub max_connections: usize,
+    pub workloads: Vec<WorkloadStatus>,
+}
+
+/// One workload's part of it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct WorkloadStatus {
+    pub name: ResourceName,
+    pub connections: usize,
+}
+
+impl Proxy {
+    /// Must be called in a tokio runtime; with [`WorkerMode::Shared`] the connections run there.
+    ///
+    /// # Errors
+    /// No threads or descriptors for the workers.
+    pub fn new(
+        catalog: Arc<Catalog>,
+        telemetry: Arc<Telemetry>,
+        options: ProxyOptions,
+    ) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            shared: Arc::new(Shared {
+                catalog,
+                telemetry,
+                copy: CopyShared::new(options.copy, options.capacity.pipes),
+                limits: Limits::new(options.capacity.connections),
+                workers: Workers::new(options.workers)?,
+                reserve: Reserve::new()?,
+                options,
+            }),
+            served: Mutex::default(),
+        }))
+    }
+
+    /// Accepts on the workload's listeners until [`Self::stop_pod`] or [`Self::drain`].
+    ///
+    /// # Errors
+    /// A listener could not be registered; those before it are served.
+    pub fn serve_pod(
+        &self,
+        pod: Arc<dyn PodSockets>,
+        listeners: Vec<(Role, TcpListener)>,
+    ) -> io::Result<()> {
+        let cookie = pod.cookie();
+        let served = Arc::clone(
+            self.lock()
+                .entry(cookie)
+                .or_insert_with(|| Arc::new(Served::new(pod))),
+        );
+        for (role, listener) in listeners {
+            accept::start(&self.shared, &served, role, listener)?;
+        }
+        Ok(())
+    }
+
+    /// Drops the workload's listeners (the kernel resets what is queued on them), lets its connections end within
+    /// `grace`, then resets the rest. [`Duration::MAX`]: as long as they live.
+    pub async fn stop_pod(&self, cookie: u64, grace: Duration) {
+        let served = self.lock().get(&cookie).cloned();
+        if let Some(served) = served {
+            served.stop(grace, Reason::WorkloadGone).await;
+            self.lock().retain(|_, s| !Arc::ptr_eq(s, &served));
+        }
+    }
+
+    /// How long ago a connection of the workload was last accepted; `None` for none yet, or an unknown workload.
+    pub fn since_last_accept(&self, cookie: u64) -> Option<Duration> {
+        self.lock().get(&cookie)?.since_last_accept()
+    }
+
+    /// Stops accepting for every workload, lets connections end within `timeout`, then resets the rest.
+    pub async fn drain(&self, timeout: Duration) {
+        let all: Vec<_> = self.lock().drain().map(|(_, served)| served).collect();
+        join_all(all.iter().map(|s| s.stop(timeout, Reason::Drained))).await;
+    }
+
+    pub fn status(&self) -> ProxyStatus {
+        let mut workloads: Vec<_> = self
+            .lock()
+            .values()
+            .map(|s| WorkloadStatus {
+                name: s.pod.name().clone(),
+                connections: s.share.used(),
+            })
+            .collect();
+        workloads.sort_by(|a, b| a.name.cmp(&b.name));
+        ProxyStatus {
+            connections: self.shared.limits.used(),
+            max_connections: self.shared.limits.max(),
+            workloads,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Served>>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,236 @@
+//! One workload that is served: its accept loops, its connections, and how both are ended.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::Notify,
+    task::{AbortHandle, JoinHandle},
+    time::timeout_at,
+};
+
+use super::{PodSockets, Shared, limits::Share};
+use crate::{
+    model::ResourceName,
+    telemetry::{ByteCounters, ConnGuard, Reason},
+};
+
+pub(super) struct Served {
+    pub(super) pod: Arc<dyn PodSockets>,
+    pub(super) share: Share,
+    tasks: Mutex<Tasks>,
+    /// Signalled when the last connection has ended.
+    idle: Notify,
+    /// Reason of the connections that are cut from now on.
+    cut: OnceLock<Reason>,
+    started: Instant,
+    /// Milliseconds after `started`, plus one; 0 for never.
+    last_accept: AtomicU64,
+}
+
+#[derive(Default)]
+struct Tasks {
+    accepting: Vec<JoinHandle<()>>,
+    next: u64,
+    /// `None` between the entry and the spawn of the task.
+    connections: HashMap<u64, Option<AbortHandle>>,
+}
+
+impl Served {
+    pub(super) fn new(pod: Arc<dyn PodSockets>) -> Self {
+        Self {
+            pod,
+            share: Share::default(),
+            tasks: Mutex::default(),
+            idle: Notify::new(),
+            cut: OnceLock::new(),
+            started: Instant::now(),
+            last_accept: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn add_accept_loop(&self, task: JoinHandle<()>) {
+        self.lock().accepting.push(task);
+    }
+
+    pub(super) fn note_accept(&self) {
+        let at = self.started.elapsed().as_millis() as u64 + 1;
+        self.last_accept.store(at, Ordering::Relaxed);
+    }
+
+    pub(super) fn since_last_accept(&self) -> Option<Duration> {
+        let at = self.last_accept.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(
+            self.started
+                .elapsed()
+                .saturating_sub(Duration::from_millis(at)),
+        )
+    }
+
+    /// Runs one connection that was admitted. Its place is given back when the task ends, however it ends.
+    pub(super) fn spawn<F>(self: &Arc<Self>, shared: &Arc<Shared>, connection: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let id = {
+            let mut tasks = self.lock();
+            let id = tasks.next;
+            tasks.next += 1;
+            tasks.connections.insert(id, None);
+            id
+        };
+        let place = Place {
+            served: Arc::clone(self),
+            shared: Arc::clone(shared),
+            id,
+        };
+        // Not under the lock: a runtime that shuts down drops the task in here, and with it the place.
+        let task = shared.workers.spawn(async move {
+            let _place = place;
+            connection.await;
+        });
+        if let Some(entry) = self.lock().connections.get_mut(&id) {
+            *entry = Some(task.abort_handle());
+        }
+    }
+
+    /// Stops accepting, waits for the connections, cuts those that are left after `grace`.
+    pub(super) async fn stop(&self, grace: Duration, cut: Reason) {
+        let accepting = std::mem::take(&mut self.lock().accepting);
+        for task in &accepting {
+            task.abort();
+        }
+        for task in accepting {
+            // Cancelled, or ended by itself; from here on no connection is added.
+            let _ = task.await;
+        }
+        let ended = match tokio::time::Instant::now().checked_add(grace) {
+            Some(deadline) => timeout_at(deadline, self.wait_idle()).await.is_ok(),
+            None => {
+                self.wait_idle().await;
+                true
+            }
+        };
+        if ended {
+            return;
+        }
+        let _ = self.cut.set(cut);
+        let left: Vec<_> = self
+            .lock()
+            .connections
+            .values()
+            .flatten()
+            .cloned()
+            .collect();
+        tracing::info!(
+            workload = %self.pod.name(),
+            connections = left.len(),
+            reason = %cut,
+            "resetting connections that did not end in time"
+        );
+        for task in left {
+            task.abort();
+        }
+        self.wait_idle().await;
+    }
+
+    async fn wait_idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.lock().connections.is_empty() {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tasks> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of one connection among its workload's and the agent's.
+struct Place {
+    served: Arc<Served>,
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.limits.release(&self.served.share);
+        let empty = {
+            let mut tasks = self.served.lock();
+            tasks.connections.remove(&self.id);
+            tasks.connections.is_empty()
+        };
+        if empty {
+            self.served.idle.notify_waiters();
+        }
+    }
+}
+
+/// Reports the end of a connection exactly once, also when its task is cut.
+pub(super) struct Report {
+    guard: Option<ConnGuard>,
+    served: Arc<Served>,
+}
+
+impl Report {
+    pub(super) fn new(guard: ConnGuard, served: Arc<Served>) -> Self {
+        Self {
+            guard: Some(guard),
+            served,
+        }
+    }
+
+    /// Where the connection goes, or is tried to.
+    pub(super) fn set_upstream(&self, address: SocketAddr, workload: Option<ResourceName>) {
+        if let Some(guard) = &self.guard {
+            guard.set_upstream(address, workload);
+        }
+    }
+
+    /// See [`ConnGuard::set_agent_cookie`].
+    pub(super) fn set_agent_cookie(&self, cookie: u64) {
+        if let Some(guard) = &self.guard {
+            guard.set_agent_cookie(cookie);
+        }
+    }
+
+    /// See [`ConnGuard::set_rtt`].
+    pub(super) fn set_rtt(&self, rtt: Duration, retransmits: u32) {
+        if let Some(guard) = &self.guard {
+            guard.set_rtt(rtt, retransmits);
+        }
+    }
+
+    pub(super) fn counters(&self) -> Arc<ByteCounters> {
+        self.guard
+            .as_ref()
+            .map(|guard| Arc::clone(guard.counters()))
+            .unwrap_or_default()
+    }
+
+    pub(super) fn finish(mut self, reason: Reason) {
+        if let Some(guard) = self.guard.take() {
+            guard.finish(reason);
+        }
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            guard.finish(self.served.cut.get().copied().unwrap_or(Reason::Internal));
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Limits, descriptors, stopping.
+
+use super::*;
+
+#[tokio::test]
+async fn one_workload_cannot_take_all_places() {
+    let rig = Rig::with(|o| o.capacity.connections = 45);
+    let server = listen().await;
+    let mut held = Vec::new();
+    for _ in 0..36 {
+        held.push(rig.connect(&server).await);
+    }
+    // 36 of 45: four times what is left.
+    let mut refused = TcpStream::connect(rig.outbound).await.unwrap();
+    expect_reset(&mut refused).await;
+    assert_eq!(rig.reason().await, "agent_limit");
+    // Another workload still has room.
+    let (other, outbound, _) = add_pod(&rig.proxy, "other", 2);
+    *other.dials.lock().unwrap() = Some(server.local_addr().unwrap());
+    let _client = TcpStream::connect(outbound).await.unwrap();
+    within(server.accept()).await.unwrap();
+    // And the first one again when some of its connections have ended.
+    held.truncate(10);
+    poll_until("places", || {
+        (rig.proxy.status().connections < 20).then_some(())
+    })
+    .await;
+    held.push(rig.connect(&server).await);
+}
+
+#[tokio::test]
+async fn places_are_given_back() {
+    let rig = Rig::new();
+    let server = listen().await;
+    for _ in 0..20 {
+        drop(rig.connect(&server).await);
+    }
+    rig.dials(refusing());
+    let mut client = TcpStream::connect(rig.outbound).await.unwrap();
+    expect_reset(&mut client).await;
+    poll_until("no connection", || {
+        (rig.proxy.status().connections == 0).then_some(())
+    })
+    .await;
+    assert_eq!(rig.telemetry.active(), 0);
+}
+
+#[tokio::test]
+async fn drain_lets_connections_end() {
+    let rig = Rig::new();
+    let server = listen().await;
+    let (mut client, mut upstream) = rig.connect(&server).await;
+    let proxy = rig.proxy.clone();
+    let drain = tokio::spawn(async move { proxy.drain(Duration::from_secs(30)).await });
+    poll_until("the listener to close", || {
+        std::net::TcpStream::connect(rig.outbound).err()
+    })
+    .await;
+    write(&mut client, b"still").await;
+    assert_eq!(read(&mut upstream, 5).await, b"still");
+    drop((client, upstream));
+    within(drain).await.unwrap();
+    assert_eq!(rig.reason().await, "completed");
+}
+
+#[tokio::test]
+async fn drain_resets_what_is_left() {
+    let rig = Rig::new();
+    let (mut client, mut server) = rig.connect(&listen().await).await;
+    within(rig.proxy.drain(Duration::from_millis(50))).await;
+    expect_reset(&mut client).await;
+    expect_reset(&mut server).await;
+    assert_eq!(rig.reason().await, "drained");
+    assert_eq!(rig.proxy.status().connections, 0);
+}
+
+#[tokio::test]
+async fn stop_resets_the_connections_of_a_workload_that_is_gone() {
+    let rig = Rig::new();
+    let server = listen().await;
+    let (mut client, mut upstream) = rig.connect(&server).await;
+    // One that is still connecting.
+    let (address, _kept) = silent();
+    rig.dials(address);
+    let mut connecting = TcpStream::connect(rig.outbound).await.unwrap();
+    poll_until("both", || (rig.telemetry.active() == 2).then_some(())).await;
+    assert!(rig.proxy.since_last_accept(1).unwrap() < Duration::from_secs(10));
+    within(rig.proxy.stop_pod(1, Duration::ZERO)).await;
+    expect_reset(&mut client).await;
+    expect_reset(&mut upstream).await;
+    expect_reset(&mut connecting).await;
+    let closed = rig.telemetry.closed_connections();
+    assert_eq!(closed.len(), 2);
+    assert!(
+        closed
+            .iter()
+            .all(|c| c.reason.as_deref() == Some("workload_gone"))
+    );
+    assert!(rig.proxy.status().workloads.is_empty());
+}
+
+/// Runs in a process of its own: the limit is the process's.
+#[test]
+fn out_of_descriptors_is_refused_and_counted() {
+    const CHILD: &str = "COVET_PROXY_EMFILE_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        return runtime.block_on(starve());
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture"])
+        .arg("proxy::tests::life::out_of_descriptors_is_refused_and_counted")
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+async fn starve() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let rig = Rig::new();
+    let server = listen().await;
+    let first = rig.connect(&server).await;
+    let clients: Vec<_> = (0..3)
+        .map(|_| Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap())
+        .collect();
+    // The limit bounds the number of a descriptor, not how many there are: take the lowest free one and all above.
+    let lowest = std::os::fd::AsRawFd::as_raw_fd(&std::fs::File::open("/dev/null").unwrap());
+    let before = getrlimit(Resource::Nofile);
+    let limit = |current| {
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: Some(current),
+                maximum: before.maximum,
+            },
+        )
+        .unwrap();
+    };
+    limit(lowest as u64);
+    assert!(
+        std::fs::File::open("/dev/null").is_err(),
+        "there are descriptors left"
+    );
+    let cpu = cpu_time();
+    // Not closed before the limit is lifted, or their places would become the proxy's.
+    let mut kept = Vec::new();
+    for client in clients {
+        let _ = client.connect(&rig.outbound.into());
+        let mut client = TcpStream::from_std(client.into()).unwrap();
+        expect_reset(&mut client).await;
+        kept.push(client);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(cpu_time() - cpu < Duration::from_millis(200), "spinning");
+    limit(before.current.unwrap());
+    let closed = rig.telemetry.closed_connections();
+    assert_eq!(closed.len(), 3);
+    assert!(
+        closed
+            .iter()
+            .all(|c| c.reason.as_deref() == Some("no_descriptors"))
+    );
+    // And all is well again.
+    drop(rig.connect(&server).await);
+    drop(first);
+}
+
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
