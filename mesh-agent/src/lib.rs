@@ -11,6 +11,7 @@ pub mod balance;
 pub mod capture;
 pub mod catalog;
 pub mod cli;
+pub mod discovery;
 pub mod model;
 pub mod policy;
 pub mod proxy;

@@ -87,6 +87,21 @@ impl Loader {
         }
     }
 
+    /// Whether a load would read anything again.
+    pub fn has_changed(&self) -> bool {
+        match list(&self.dir) {
+            Ok(found) => {
+                found.len() != self.files.len()
+                    || found.iter().any(|(path, stamp)| {
+                        self.files
+                            .get(path)
+                            .is_none_or(|cached| cached.stamp != Some(*stamp))
+                    })
+            }
+            Err(_) => true,
+        }
+    }
+
     /// Reads what changed since the last time, and checks everything.
     ///
     /// # Errors
@@ -222,18 +237,16 @@ fn read(path: &FilePath, previous: Option<CachedFile>) -> CachedFile {
             let message = format!("cannot be read: {error}");
             file_error(path, 0, 0, message, None)
         })
-        .and_then(|(bytes, stamp)| Ok((parse(path, &bytes, &known)?, stamp)));
-    match outcome {
-        Ok((documents, stamp)) => CachedFile {
-            stamp,
-            documents,
-            error: None,
-        },
-        Err(error) => CachedFile {
-            stamp: None,
-            documents: Vec::new(),
-            error: Some(error),
-        },
+        .map(|(bytes, stamp)| (parse(path, &bytes, &known), stamp));
+    let (documents, stamp, error) = match outcome {
+        Ok((Ok(documents), stamp)) => (documents, stamp, None),
+        Ok((Err(error), stamp)) => (Vec::new(), stamp, Some(error)),
+        Err(error) => (Vec::new(), None, Some(error)),
+    };
+    CachedFile {
+        stamp,
+        documents,
+        error,
     }
 }
 
