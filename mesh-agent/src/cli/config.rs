@@ -11,6 +11,7 @@ use super::{
     output::{Format, Screen},
     reach,
     table::Tint,
+    units,
 };
 use crate::api::{self, ConfigError, Warning};
 
@@ -84,16 +85,16 @@ impl Validate {
         let _ = if verdict.valid {
             writeln!(
                 out,
-                "{} {dir}: {} resources, {} warnings",
+                "{} {dir}: {}, {}",
                 Tint::Good.paint("valid:", colour),
-                verdict.resources,
-                verdict.warnings.len()
+                units::count(verdict.resources, "resource"),
+                units::count(verdict.warnings.len(), "warning")
             )
         } else {
             writeln!(
                 out,
-                "{dir}: {} errors; an agent would keep the last good configuration",
-                verdict.errors.len()
+                "{dir}: {}; an agent would keep the last good configuration",
+                units::count(verdict.errors.len(), "error")
             )
         };
         out

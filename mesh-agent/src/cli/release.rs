@@ -10,9 +10,12 @@ use super::{
     output::{Format, Screen},
     reach,
 };
-use crate::admin::{
-    api::Released,
-    client::{Client, ClientError},
+use crate::{
+    admin::{
+        api::Released,
+        client::{Client, ClientError},
+    },
+    capture,
 };
 
 #[derive(Debug, Args)]
@@ -37,7 +40,8 @@ impl Release {
             Ok(released) => released,
             // No agent: what it left in the kernel is found by the node's name.
             Err(ClientError::Missing { .. } | ClientError::Refused { .. }) => {
-                let mut removed = super::check::release_node(&self.bpffs, &node)?;
+                let mut removed = capture::release_node(&self.bpffs, &node)
+                    .map_err(|e| Failure::new(e.to_string()))?;
                 if std::fs::remove_file(&socket).is_ok() {
                     removed.push(format!("socket {}", socket.display()));
                 }

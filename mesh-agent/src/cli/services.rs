@@ -51,7 +51,7 @@ pub(super) fn ports(rows: &[Service]) -> Table {
     table
 }
 
-fn endpoints(rows: &[Service]) -> Table {
+pub(super) fn endpoints(rows: &[Service]) -> Table {
     let mut table = Table::new()
         .text("NAME")
         .text("PORT")

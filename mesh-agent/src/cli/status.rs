@@ -28,7 +28,7 @@ pub(super) fn render(s: &Status, wide: bool, colour: bool) -> String {
     let mut out = String::new();
     let mut line = |key: &str, value: String| {
         // Writing to a String does not fail.
-        let _ = writeln!(out, "{key:<14}{value}");
+        let _ = writeln!(out, "{key:<15}{value}");
     };
     line("node", s.node.clone());
     line(
@@ -63,8 +63,8 @@ pub(super) fn render(s: &Status, wide: bool, colour: bool) -> String {
             String::new()
         } else {
             let text = format!(
-                "; the newest is refused ({} errors), this one stays",
-                source.errors.len()
+                "; the newest is refused ({}), this one stays",
+                units::count(source.errors.len(), "error")
             );
             Tint::Bad.paint(&text, colour)
         };

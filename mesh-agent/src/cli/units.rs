@@ -39,6 +39,11 @@ pub(super) fn micros(us: u32) -> String {
     }
 }
 
+/// `1 error`, `2 errors`
+pub(super) fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// How long ago a moment was, milliseconds since the epoch.
 pub(super) fn since(unix_ms: u64) -> Duration {
     let now = SystemTime::now()

@@ -1,0 +1,135 @@
+//! Arguments, completions, the documentation of both.
+
+use clap::{CommandFactory, Parser};
+
+use crate::cli::{Cli, Command, failure::Failure, output, support_bundle};
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(std::iter::once("mesh-agent").chain(line.split(' ')))
+}
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_command_is_accepted_with_global_options_behind_it() {
+    for line in [
+        "check",
+        "run --config /etc/mesh",
+        "run --config /etc/mesh --log-format json --workers 2 --metrics-addr [::]:9000",
+        "status",
+        "workloads",
+        "services -o wide",
+        "connections --closed --reason no_endpoints --port 80 --workload shop/web-1",
+        "connections --watch --interval 2 --count 3",
+        "config validate /etc/mesh",
+        "config dump",
+        "log-level",
+        "log-level info,access=off",
+        "support-bundle --file /tmp/x.tar",
+        "release",
+        "completions bash",
+        "version",
+    ] {
+        let cli = parse(&format!("{line} --node n1 -n shop")).unwrap();
+        assert_eq!(cli.global.node.as_deref(), Some("n1"), "{line}");
+        assert_eq!(cli.global.namespace.as_deref(), Some("shop"), "{line}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_refused() {
+    for line in [
+        "run",
+        "connections --watch --closed",
+        "connections --reason bad",
+        "connections --interval 2",
+        "workloads -o xml",
+        "status --node ../etc",
+        "status --node a/b",
+        "frobnicate",
+    ] {
+        assert!(parse(line).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn every_command_and_option_is_documented_and_the_reverse() {
+    let docs = include_str!("../../../../docs/reference/cli.md");
+    let command = Cli::command();
+    for sub in command.get_subcommands() {
+        let name = sub.get_name();
+        assert!(docs.contains(&format!("`{name}")), "command {name}");
+        for arg in sub.get_arguments().chain(command.get_arguments()) {
+            if let Some(long) = arg.get_long()
+                && !["help", "version"].contains(&long)
+            {
+                assert!(docs.contains(&format!("--{long}")), "{name} --{long}");
+            }
+        }
+    }
+    let known: Vec<String> = command
+        .get_subcommands()
+        .chain([&command])
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(|a| Some(format!("--{}", a.get_long()?)))
+        .collect();
+    for word in docs.split(|c: char| !(c.is_ascii_lowercase() || c == '-')) {
+        if word.starts_with("--")
+            && word.len() > 3
+            && !["---", "--help", "--unix-socket"].contains(&word)
+        {
+            assert!(
+                word.chars().all(|c| c == '-') || known.iter().any(|k| k == word),
+                "{word}"
+            );
+        }
+    }
+}
+
+#[test]
+fn connections_has_a_value_for_each_reason() {
+    for reason in crate::telemetry::Reason::ALL {
+        let cli = parse(&format!("connections --reason {reason}")).unwrap();
+        assert!(matches!(cli.command, Command::Connections(_)));
+    }
+}
+
+#[test]
+fn yaml_and_json_say_the_same() {
+    let rows = super::services();
+    let json: serde_json::Value =
+        serde_json::from_str(&output::serialize(output::Format::Json, &rows).unwrap()).unwrap();
+    let yaml = output::serialize(output::Format::Yaml, &rows).unwrap();
+    let yaml: serde_json::Value = serde_saphyr::from_str(&yaml).unwrap();
+    assert_eq!(json, yaml);
+}
+
+#[test]
+fn a_bundle_is_a_private_tar_and_no_file_is_overwritten() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("b.tar");
+    support_bundle::write_tar(&path, "bundle", &super::bundle(), 1_700_000_000).unwrap();
+    let mode = path.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let mut tar = tar::Archive::new(std::fs::File::open(&path).unwrap());
+    let names: Vec<_> = tar
+        .entries()
+        .unwrap()
+        .map(|e| e.unwrap().path().unwrap().into_owned())
+        .collect();
+    assert_eq!(names, [std::path::Path::new("bundle/status.json")]);
+    assert!(support_bundle::write_tar(&path, "bundle", &super::bundle(), 0).is_err());
+}
+
+#[test]
+fn a_reader_that_went_away_is_no_failure() {
+    let failure = Failure::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+    assert_eq!(
+        format!("{:?}", failure.report()),
+        format!("{:?}", std::process::ExitCode::SUCCESS)
+    );
+}

@@ -1,0 +1,125 @@
+//! Tables against the files in `golden/`. After a wanted change: `UPDATE_GOLDEN=1 cargo test -p mesh-agent golden`,
+//! then read the difference.
+
+use std::path::PathBuf;
+
+use crate::cli::{
+    check, connections, output::Screen, services, status, table::Table, watch, workloads,
+};
+
+fn golden(name: &str, text: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("src/cli/tests/golden")
+        .join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    let wanted =
+        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    assert_eq!(text, wanted, "{}", path.display());
+}
+
+fn at(table: &Table, widths: &[Option<usize>]) -> String {
+    widths
+        .iter()
+        .map(|width| {
+            let label = width.map_or_else(|| "no limit".into(), |w| format!("{w} columns"));
+            format!("--- {label}\n{}", table.render(*width, false))
+        })
+        .collect()
+}
+
+#[test]
+fn connection_tables() {
+    let rows = super::connections();
+    let narrow = connections::table(&rows, false, None);
+    golden(
+        "connections.txt",
+        &at(&narrow, &[None, Some(110), Some(80), Some(60)]),
+    );
+    golden(
+        "connections-wide.txt",
+        &at(&connections::table(&rows, true, None), &[None]),
+    );
+    let closed = super::closed();
+    golden(
+        "connections-closed.txt",
+        &at(&connections::table(&closed, false, None), &[None, Some(80)]),
+    );
+    let screen = Screen {
+        terminal: false,
+        colour: false,
+        width: Some(110),
+        height: None,
+    };
+    golden(
+        "connections-watch.txt",
+        &watch::frame(&rows, &[(0, 5 << 20), (10, 0), (0, 0)], false, &screen),
+    );
+}
+
+#[test]
+fn workload_tables() {
+    let rows = super::workloads();
+    golden(
+        "workloads.txt",
+        &at(&workloads::table(&rows, false), &[None, Some(60)]),
+    );
+    golden(
+        "workloads-wide.txt",
+        &at(&workloads::table(&rows, true), &[None]),
+    );
+}
+
+#[test]
+fn service_tables() {
+    let rows = super::services();
+    golden(
+        "services.txt",
+        &at(&services::ports(&rows), &[None, Some(50)]),
+    );
+    golden(
+        "services-wide.txt",
+        &at(&services::endpoints(&rows), &[None, Some(80)]),
+    );
+}
+
+#[test]
+fn status_text() {
+    golden(
+        "status.txt",
+        &status::render(&super::status(), false, false),
+    );
+    golden(
+        "status-wide.txt",
+        &status::render(&super::status(), true, false),
+    );
+}
+
+#[test]
+fn check_text() {
+    use crate::capture::{CheckItem, CheckResult};
+    let item = |name, result, detail: &str, fix: &str| CheckItem {
+        name,
+        result,
+        detail: detail.into(),
+        fix: fix.into(),
+    };
+    let items = [
+        item("kernel", CheckResult::Ok, "6.18.0", ""),
+        item(
+            "bpffs",
+            CheckResult::Fail,
+            "/sys/fs/bpf is not a BPF filesystem",
+            "mount -t bpf bpf /sys/fs/bpf",
+        ),
+        item(
+            "open files",
+            CheckResult::Warn,
+            "1024",
+            "Raise LimitNOFILE.",
+        ),
+    ];
+    golden("check.txt", &check::render(&items, false));
+}

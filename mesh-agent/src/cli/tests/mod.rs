@@ -1,0 +1,200 @@
+//! The command line: tables against golden files, arguments, finding the agent.
+
+mod args;
+mod golden;
+mod reach;
+mod table;
+
+use crate::admin::api::{
+    BundleFile, Condition, Connection, CounterValue, Endpoint, KernelState, MapState, Service,
+    ServicePort, SourceState, Status, Workload,
+};
+
+fn connections() -> Vec<Connection> {
+    let live = Connection {
+        workload: Some("shop/client".into()),
+        direction: "outbound".into(),
+        path: "proxied".into(),
+        protocol: "tcp".into(),
+        source: "10.0.0.1:40000".into(),
+        source_workload: Some("shop/client".into()),
+        original_dst: "10.96.0.1:80".into(),
+        service: Some("shop/web".into()),
+        upstream: Some("10.0.0.2:8080".into()),
+        upstream_workload: Some("shop/web-1".into()),
+        state: "established".into(),
+        duration_ms: 12_000,
+        bytes_sent: 1_536,
+        bytes_received: 3 << 20,
+        rtt_us: Some(120),
+        retransmits: Some(0),
+        app_cookie: 4242,
+        ..Connection::default()
+    };
+    let served = Connection {
+        workload: Some("shop/web-1".into()),
+        direction: "inbound".into(),
+        source: "[fd00::9]:51000".into(),
+        source_workload: None,
+        original_dst: "[fd00::2]:8080".into(),
+        service: None,
+        upstream: Some("[::1]:8080".into()),
+        state: "close_wait".into(),
+        duration_ms: 90,
+        rtt_us: None,
+        app_cookie: 0,
+        ..live.clone()
+    };
+    let old = Connection {
+        path: "unmeshed".into(),
+        service: None,
+        original_dst: "203.0.113.7:443".into(),
+        upstream: Some("203.0.113.7:443".into()),
+        upstream_workload: None,
+        duration_ms: 200_000_000,
+        ..live.clone()
+    };
+    vec![live, served, old]
+}
+
+fn closed() -> Vec<Connection> {
+    let mut rows = connections();
+    for (row, (reason, flags)) in rows.iter_mut().zip([
+        ("completed", "-"),
+        ("client_reset", "DC"),
+        ("upstream_timeout", "UF"),
+    ]) {
+        row.state = "closed".into();
+        row.reason = Some(reason.into());
+        row.response_flags = Some(flags.into());
+    }
+    rows
+}
+
+fn workloads() -> Vec<Workload> {
+    let enrolled = Workload {
+        name: "shop/web-1".into(),
+        node: Some("n1".into()),
+        addresses: vec!["10.0.0.2".into(), "fd00::2".into()],
+        state: "enrolled".into(),
+        netns: Some("/run/netns/web-1".into()),
+        netns_cookie: Some(7),
+        listen_ports: vec![80, 8080],
+        fail_policy: "closed".into(),
+        outbound: "allow".into(),
+        service_account: "web".into(),
+        weight: 1,
+        connections: 3,
+        ..Workload::default()
+    };
+    let not = Workload {
+        name: "quiet/batch".into(),
+        state: "not enrolled".into(),
+        reason: Some("namespace not labelled mesh.covet.dev/enabled=true".into()),
+        netns: None,
+        netns_cookie: None,
+        listen_ports: Vec::new(),
+        connections: 0,
+        ..enrolled.clone()
+    };
+    vec![not, enrolled]
+}
+
+fn services() -> Vec<Service> {
+    let endpoint = |n: u8, breaker: &str| Endpoint {
+        address: format!("10.0.0.{n}:8080"),
+        workload: Some(format!("shop/web-{n}")),
+        weight: 1,
+        zone: None,
+        in_flight: 2,
+        breaker: breaker.into(),
+        last_error: (breaker == "open").then(|| "connection refused".into()),
+    };
+    let web = ServicePort {
+        name: Some("http".into()),
+        port: 80,
+        protocol: "tcp".into(),
+        strategy: "round_robin".into(),
+        max_connections: Some(100),
+        connections: 4,
+        endpoints: vec![endpoint(1, "closed"), endpoint(2, "open")],
+    };
+    let none = ServicePort {
+        name: None,
+        port: 5432,
+        max_connections: None,
+        connections: 0,
+        endpoints: Vec::new(),
+        ..web.clone()
+    };
+    vec![
+        Service {
+            name: "shop/db".into(),
+            addresses: Vec::new(),
+            ports: vec![none],
+        },
+        Service {
+            name: "shop/web".into(),
+            addresses: vec!["10.96.0.1".into(), "fd00:96::1".into()],
+            ports: vec![web],
+        },
+    ]
+}
+
+fn status() -> Status {
+    Status {
+        node: "n1".into(),
+        version: "0.1.0".into(),
+        pid: 321,
+        uptime_seconds: 3_700,
+        ready: false,
+        conditions: vec![
+            Condition {
+                name: "kernel programs attached".into(),
+                ok: true,
+                detail: "6 programs".into(),
+            },
+            Condition {
+                name: "pods enrolled".into(),
+                ok: false,
+                detail: "shop/web-2: enrolling".into(),
+            },
+        ],
+        sources: vec![SourceState {
+            name: "file".into(),
+            resources: 12,
+            errors: vec!["/etc/mesh/a.yaml:3:1: spec.port: expected 1..=65535, got 70000".into()],
+            warnings: vec!["service shop/db selects nothing".into()],
+            ..SourceState::default()
+        }],
+        kernel: KernelState {
+            bpffs: "/sys/fs/bpf/mesh/n1/v1".into(),
+            attached: true,
+            programs: vec!["connect4".into(), "sockets".into()],
+            maps: vec![
+                MapState {
+                    name: "conns".into(),
+                    entries: 60_000,
+                    max_entries: 65_536,
+                },
+                MapState {
+                    name: "workloads".into(),
+                    entries: 2,
+                    max_entries: 1_024,
+                },
+            ],
+            counters: vec![CounterValue {
+                name: "conns_full".into(),
+                value: 3,
+            }],
+        },
+        ..Status::default()
+    }
+}
+
+fn bundle() -> Vec<BundleFile> {
+    vec![BundleFile {
+        name: "status.json".into(),
+        content: "{}\n".into(),
+    }]
+}

@@ -1,0 +1,225 @@
+//! One end for each connection, whatever way it ends.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use super::fake::{inbound, outbound, sum, telemetry};
+use crate::telemetry::{Reason, TelemetryOptions};
+
+#[test]
+fn finished_once_counted_once() {
+    let (t, _) = telemetry(TelemetryOptions::default());
+    let guard = t.open(outbound(11));
+    assert_eq!(t.active(), 1);
+    guard.set_upstream(
+        "10.0.0.2:8080".parse().unwrap(),
+        Some(super::fake::name("shop/web-1")),
+    );
+    guard.counters().add_sent(100);
+    guard.counters().add_received(2000);
+    guard.set_rtt(Duration::from_micros(250), 3);
+    guard.finish(Reason::Completed);
+    assert_eq!(t.active(), 0);
+    let closed = t.closed_connections();
+    assert_eq!(closed.len(), 1);
+    let row = &closed[0];
+    assert_eq!(row.reason.as_deref(), Some("completed"));
+    assert_eq!((row.bytes_sent, row.bytes_received), (100, 2000));
+    assert_eq!((row.rtt_us, row.retransmits), (Some(250), Some(3)));
+    assert_eq!(row.upstream_workload.as_deref(), Some("shop/web-1"));
+    let text = t.exposition();
+    let labels = [
+        ("source_workload", "client"),
+        ("destination_workload", "web-1"),
+        ("destination_service", "web.shop.svc.cluster.local"),
+        ("response_flags", "-"),
+    ];
+    assert_eq!(sum(&text, "istio_tcp_connections_opened_total", &labels), 1);
+    assert_eq!(sum(&text, "istio_tcp_connections_closed_total", &labels), 1);
+    // Istio's names are the destination's view.
+    assert_eq!(sum(&text, "istio_tcp_received_bytes_total", &labels), 100);
+    assert_eq!(sum(&text, "istio_tcp_sent_bytes_total", &labels), 2000);
+}
+
+#[test]
+fn dropped_without_finish_is_an_internal_error() {
+    let (t, _) = telemetry(TelemetryOptions::default());
+    drop(t.open(outbound(11)));
+    let closed = t.closed_connections();
+    assert_eq!(closed.len(), 1);
+    assert_eq!(closed[0].reason.as_deref(), Some("internal_error"));
+    let text = t.exposition();
+    assert_eq!(
+        sum(
+            &text,
+            "mesh_connections_closed_total",
+            &[("reason", "internal_error")]
+        ),
+        1
+    );
+}
+
+#[test]
+fn a_panic_in_the_task_still_reports() {
+    let (t, _) = telemetry(TelemetryOptions::default());
+    let guard = t.open(outbound(11));
+    let task = std::thread::spawn(move || {
+        let _guard = guard;
+        panic!("as a bug would");
+    });
+    assert!(task.join().is_err());
+    assert_eq!(t.closed_connections().len(), 1);
+    assert_eq!(t.active(), 0);
+}
+
+#[test]
+fn refusals_are_counted_by_reason() {
+    let (t, _) = telemetry(TelemetryOptions::default());
+    t.open(outbound(1)).finish(Reason::NoEndpoints);
+    t.open(outbound(2)).finish(Reason::UpstreamRefused);
+    t.refused(Reason::NoDescriptors);
+    let text = t.exposition();
+    let refused = |reason| {
+        sum(
+            &text,
+            "mesh_connections_refused_total",
+            &[("reason", reason)],
+        )
+    };
+    assert_eq!(refused("no_endpoints"), 1);
+    assert_eq!(refused("no_descriptors"), 1);
+    assert_eq!(
+        refused("upstream_refused"),
+        0,
+        "the upstream refused, not the agent"
+    );
+    assert_eq!(
+        sum(
+            &text,
+            "istio_tcp_connections_closed_total",
+            &[("response_flags", "UH")]
+        ),
+        1
+    );
+}
+
+#[test]
+fn bytes_of_a_long_connection_are_counted_while_it_lives_and_once() {
+    let (t, _) = telemetry(TelemetryOptions::default());
+    let guard = t.open(outbound(11));
+    guard.set_upstream("10.0.0.2:8080".parse().unwrap(), None);
+    let mut expected = 0;
+    for n in 1..5 {
+        guard.counters().add_sent(n);
+        expected += n;
+        let text = t.exposition();
+        assert_eq!(sum(&text, "istio_tcp_received_bytes_total", &[]), expected);
+        assert_eq!(sum(&text, "istio_tcp_connections_opened_total", &[]), 1);
+        t.refresh(n);
+    }
+    guard.counters().add_sent(10);
+    guard.finish(Reason::Completed);
+    let text = t.exposition();
+    assert_eq!(
+        sum(&text, "istio_tcp_received_bytes_total", &[]),
+        expected + 10
+    );
+    assert_eq!(sum(&text, "istio_tcp_connections_opened_total", &[]), 1);
+}
+
+#[test]
+fn scrapes_and_rounds_while_connections_end_count_each_once() {
+    let (t, _) = telemetry(TelemetryOptions::default());
+    const EACH: u64 = 500;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4)
+            .map(|w| {
+                let t = &t;
+                scope.spawn(move || {
+                    for n in 0..EACH {
+                        let guard = t.open(outbound(1 + w * EACH + n));
+                        guard.set_upstream("10.0.0.2:8080".parse().unwrap(), None);
+                        guard.counters().add_sent(3);
+                        guard.finish(Reason::Completed);
+                    }
+                })
+            })
+            .collect();
+        while workers.iter().any(|w| !w.is_finished()) {
+            t.refresh(1);
+            t.exposition();
+        }
+    });
+    let text = t.exposition();
+    assert_eq!(
+        sum(&text, "istio_tcp_connections_opened_total", &[]),
+        4 * EACH
+    );
+    assert_eq!(
+        sum(&text, "istio_tcp_connections_closed_total", &[]),
+        4 * EACH
+    );
+    assert_eq!(
+        sum(&text, "istio_tcp_received_bytes_total", &[]),
+        3 * 4 * EACH
+    );
+    assert_eq!(t.active(), 0);
+}
+
+#[test]
+fn two_connections_with_one_cookie_stay_apart() {
+    let (t, _) = telemetry(TelemetryOptions::default());
+    let first = t.open(outbound(5));
+    let second = t.open(outbound(5));
+    assert_eq!(t.open_connections().len(), 2);
+    first.finish(Reason::Completed);
+    assert_eq!(t.open_connections().len(), 1);
+    second.finish(Reason::Completed);
+    assert_eq!(t.open_connections().len(), 0);
+}
+
+#[test]
+fn an_inbound_connections_bytes_are_the_workloads() {
+    let (t, _) = telemetry(TelemetryOptions::default());
+    let guard = t.open(inbound(0));
+    guard.set_agent_cookie(99);
+    guard.set_upstream(
+        "127.0.0.1:8080".parse().unwrap(),
+        Some(super::fake::name("shop/web-1")),
+    );
+    guard.counters().sent.store(10, Ordering::Relaxed);
+    guard.counters().received.store(70, Ordering::Relaxed);
+    let row = &t.open_connections()[0];
+    assert_eq!((row.bytes_sent, row.bytes_received), (70, 10));
+    assert_eq!(row.agent_cookie, 99);
+    guard.finish(Reason::Completed);
+    let text = t.exposition();
+    let labels = [
+        ("reporter", "destination"),
+        ("source_workload", "client"),
+        ("destination_workload", "web-1"),
+        ("destination_app", "web-1-app"),
+        ("destination_canonical_revision", "v2"),
+    ];
+    assert_eq!(sum(&text, "istio_tcp_received_bytes_total", &labels), 10);
+    assert_eq!(sum(&text, "istio_tcp_sent_bytes_total", &labels), 70);
+}
+
+#[test]
+fn the_ring_forgets_by_number_and_age() {
+    let (t, _) = telemetry(TelemetryOptions {
+        closed_max: 2,
+        closed_age: Duration::ZERO,
+        ..TelemetryOptions::default()
+    });
+    for n in 1..=3 {
+        t.open(outbound(n)).finish(Reason::Completed);
+    }
+    let cookies: Vec<_> = t
+        .closed_connections()
+        .iter()
+        .map(|c| c.app_cookie)
+        .collect();
+    assert_eq!(cookies, [3, 2]);
+    t.refresh(1);
+    assert_eq!(t.closed_kept(), 0);
+}
