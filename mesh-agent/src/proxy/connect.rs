@@ -3,17 +3,23 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     time::Duration,
 };
 
 use rustix::io::Errno;
 use tokio::{
     net::{TcpSocket, TcpStream},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{PodSockets, ProxyOptions, served::Report, socket::Leg};
-use crate::{balance, catalog::Upstream, resilience::Permit, telemetry::Reason};
+use crate::{
+    balance::{self, Candidates},
+    catalog::{Upstream, UpstreamEndpoint},
+    resilience::{Attempt, Permit, Transition},
+    telemetry::Reason,
+};
 
 /// A connection upstream, and what it holds for as long as it lives.
 pub(super) struct Connected {
@@ -28,14 +34,21 @@ pub(super) async fn to_address(
     options: &ProxyOptions,
     address: SocketAddr,
 ) -> Result<Connected, Reason> {
-    let deadline = Instant::now() + options.connect_timeout;
-    match dial(pod, options, address, deadline).await {
-        Ok(leg) => Ok(Connected {
+    let result = timeout(options.connect_timeout, dial(pod, options, address))
+        .await
+        .unwrap_or_else(|_| Err(timed_out()));
+    result
+        .map(|leg| Connected {
             leg,
             _permits: None,
-        }),
-        Err(error) => Err(reason(&error)),
-    }
+        })
+        .map_err(|error| {
+            let reason = reason(&error);
+            if matches!(reason, Reason::NoDescriptors | Reason::Internal) {
+                tracing::warn!(workload = %pod.name(), upstream = %address, %error, "cannot connect");
+            }
+            reason
+        })
 }
 
 /// Connects to an endpoint of a service: the first candidate that its breaker and limits let through and that answers.
@@ -52,92 +65,162 @@ pub(super) async fn to_service(
     let Some(service_permit) = upstream.limits.acquire(policy.limits.max_connections) else {
         return Err(Reason::ConnectionLimit);
     };
-    let affinity = upstream
-        .service
-        .client_ip_affinity
-        .then(|| balance::client_key(client));
-    let mut candidates = upstream
-        .balancer
-        .candidates(&upstream.endpoints, affinity, now(), &mut rand::rng())
-        .peekable();
-    if candidates.peek().is_none() {
-        return Err(Reason::NoEndpoints);
-    }
-    // Which of the failures is reported: one of the network before one of ours.
-    let mut failure = Reason::BreakerOpen;
-    while let Some(index) = candidates.next() {
-        let endpoint = &upstream.endpoints[index];
-        let Some(attempt) =
-            endpoint
-                .state
-                .admit(policy.breaker.as_ref(), &upstream.ejections, now())
-        else {
-            continue;
+    let mut choice = Choice::new(upstream, client);
+    let mut next = choice.next();
+    while let Some(Candidate {
+        index,
+        attempt,
+        permit,
+    }) = next
+    {
+        let endpoint = &upstream.endpoints[index].endpoint;
+        let address = endpoint.address;
+        report.set_upstream(address, endpoint.workload.clone());
+        let mut dialling = pin!(dial(pod, options, address));
+        let soon = attempt_deadline(Instant::now(), deadline, options.attempt_timeout);
+        let (result, following) = match timeout_at(soon, dialling.as_mut()).await {
+            Ok(result) => (result, None),
+            // Slow. Somebody else may do better; if there is nobody, it gets all the time that is left.
+            Err(_) => match choice.next() {
+                Some(other) => (Err(timed_out()), Some(other)),
+                None => (
+                    timeout_at(deadline, dialling)
+                        .await
+                        .unwrap_or_else(|_| Err(timed_out())),
+                    None,
+                ),
+            },
         };
-        let Some(endpoint_permit) = endpoint
-            .state
-            .acquire(policy.limits.max_connections_per_endpoint)
-        else {
-            if failure == Reason::BreakerOpen {
-                failure = Reason::ConnectionLimit;
-            }
-            continue;
-        };
-        let address = endpoint.endpoint.address;
-        report.set_upstream(address, endpoint.endpoint.workload.clone());
-        let until = if candidates.peek().is_some() {
-            attempt_deadline(Instant::now(), deadline, options.attempt_timeout)
-        } else {
-            deadline
-        };
-        match dial(pod, options, address, until).await {
+        let error = match result {
             Ok(leg) => {
-                attempt.succeeded(now());
+                tell(attempt.succeeded(now()), upstream, address);
                 upstream.balancer.report(index, true);
                 return Ok(Connected {
                     leg,
-                    _permits: Some([service_permit, endpoint_permit]),
+                    _permits: Some([service_permit, permit]),
                 });
             }
-            Err(error) => {
-                failure = reason(&error);
-                if matches!(failure, Reason::NoDescriptors | Reason::Internal) {
-                    // Ours: says nothing about the endpoint, and the next one would fare no better.
-                    tracing::warn!(upstream = %address, %error, "cannot connect");
-                    return Err(failure);
-                }
-                tracing::debug!(upstream = %address, service = %upstream.service.name, %error, "connect failed");
-                attempt.failed(&error.to_string(), now(), rand::random());
-                upstream.balancer.report(index, false);
-                if Instant::now() >= deadline {
-                    break;
-                }
-            }
+            Err(error) => error,
+        };
+        choice.failure = reason(&error);
+        if matches!(
+            choice.failure,
+            Reason::NoDescriptors | Reason::Internal | Reason::WorkloadGone
+        ) {
+            // Ours: it says nothing about the endpoint, and the next one would fare no better.
+            tracing::warn!(workload = %pod.name(), upstream = %address, %error, "cannot connect");
+            break;
         }
+        tracing::debug!(
+            workload = %pod.name(), service = %upstream.service.name, upstream = %address, %error,
+            "connect failed"
+        );
+        let transition = attempt.failed(&error.to_string(), now(), rand::random());
+        tell(transition, upstream, address);
+        upstream.balancer.report(index, false);
+        if Instant::now() >= deadline {
+            break;
+        }
+        next = following.or_else(|| choice.next());
     }
-    Err(failure)
+    Err(choice.failure)
 }
 
-/// While another candidate is left, one attempt gets at most `attempt`, and at most half of what is left.
+/// Logs what became of a breaker.
+fn tell(transition: Option<Transition>, upstream: &Upstream, address: SocketAddr) {
+    let service = &upstream.service.name;
+    match transition {
+        Some(Transition::Opened { until }) => {
+            let wait = until.saturating_duration_since(now());
+            tracing::warn!(%service, endpoint = %address, ?wait, "circuit breaker opened: connects keep failing");
+        }
+        Some(Transition::Closed) => {
+            tracing::info!(%service, endpoint = %address, "circuit breaker closed");
+        }
+        None => {}
+    }
+}
+
+/// The candidates of one connection that may be tried.
+struct Choice<'a> {
+    upstream: &'a Upstream,
+    candidates: Candidates<'a, UpstreamEndpoint>,
+    /// Why there is no connection, as far as is known: a failure of the network goes before a limit, that before a
+    /// breaker.
+    failure: Reason,
+}
+
+/// An endpoint, admitted by its breaker and counted by its limit.
+struct Candidate {
+    index: usize,
+    attempt: Attempt,
+    permit: Permit,
+}
+
+impl<'a> Choice<'a> {
+    fn new(upstream: &'a Upstream, client: IpAddr) -> Self {
+        let affinity = upstream
+            .service
+            .client_ip_affinity
+            .then(|| balance::client_key(client));
+        Self {
+            upstream,
+            candidates: upstream.balancer.candidates(
+                &upstream.endpoints,
+                affinity,
+                now(),
+                &mut rand::rng(),
+            ),
+            failure: Reason::NoEndpoints,
+        }
+    }
+
+    /// Takes a turn of the balancer for each that it looks at, so it is not to be asked ahead.
+    fn next(&mut self) -> Option<Candidate> {
+        let policy = &self.upstream.service.traffic;
+        for index in self.candidates.by_ref() {
+            let state = &self.upstream.endpoints[index].state;
+            let breaker = policy.breaker.as_ref();
+            let Some(attempt) = state.admit(breaker, &self.upstream.ejections, now()) else {
+                if self.failure == Reason::NoEndpoints {
+                    self.failure = Reason::BreakerOpen;
+                }
+                continue;
+            };
+            let Some(permit) = state.acquire(policy.limits.max_connections_per_endpoint) else {
+                if matches!(self.failure, Reason::NoEndpoints | Reason::BreakerOpen) {
+                    self.failure = Reason::ConnectionLimit;
+                }
+                continue;
+            };
+            return Some(Candidate {
+                index,
+                attempt,
+                permit,
+            });
+        }
+        None
+    }
+}
+
+/// When to look for another candidate: after `attempt`, and at most half of what is left.
 fn attempt_deadline(now: Instant, deadline: Instant, attempt: Duration) -> Instant {
     let left = deadline.saturating_duration_since(now);
     now + attempt.min(left / 2)
 }
 
-/// Connects a socket of the pod.
+/// Connects a socket of the pod; without a deadline of its own.
 async fn dial(
     pod: &dyn PodSockets,
     options: &ProxyOptions,
     address: SocketAddr,
-    deadline: Instant,
 ) -> io::Result<Leg> {
-    let connect = async {
-        let socket = pod.socket(address.is_ipv6()).await?;
-        connect(socket, options, address).await
-    };
-    timeout_at(deadline, connect)
-        .await
-        .unwrap_or_else(|_| Err(Errno::TIMEDOUT.into()))
+    let socket = pod.socket(address.is_ipv6()).await?;
+    connect(socket, options, address).await
+}
+
+fn timed_out() -> io::Error {
+    Errno::TIMEDOUT.into()
 }
 
 /// Connects a prepared socket.

@@ -144,6 +144,62 @@ fn allows_unknown(mode: &OutboundMode, dialled: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{api, catalog::Catalog};
+
+    const CONFIG: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {mesh.covet.dev/enabled: "true"}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIPs: [10.96.0.1], selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: mesh.covet.dev/v1alpha1
+kind: Workload
+metadata: {name: web-1, namespace: shop, labels: {app: web}}
+spec: {node: n1, addresses: [10.1.0.1], netns: /run/netns/web-1}
+"#;
+
+    #[test]
+    fn the_dialled_address_decides() {
+        let catalog = Catalog::new("n1");
+        let source = catalog.register();
+        let (config, _) = api::parse_bytes("config.yaml", CONFIG.as_bytes()).unwrap();
+        catalog.apply(source, config);
+        let allow = EffectivePolicy::default();
+        let registered = EffectivePolicy {
+            outbound: OutboundMode::RegisteredOnly { exceptions: vec![] },
+            ..EffectivePolicy::default()
+        };
+        let decide = |dialled: &str, policy| {
+            let dialled = dialled.parse().unwrap();
+            match target(&catalog.load(), dialled, policy) {
+                Ok(Target::Service(upstream)) => {
+                    format!(
+                        "{} {}",
+                        upstream.service.name, upstream.endpoints[0].endpoint.address
+                    )
+                }
+                Ok(Target::Address(Some(workload))) => workload.to_string(),
+                Ok(Target::Address(None)) => "passthrough".to_owned(),
+                Err(reason) => reason.to_string(),
+            }
+        };
+        for (dialled, policy, expected) in [
+            ("10.96.0.1:80", &allow, "shop/web 10.1.0.1:8080"),
+            ("10.96.0.1:80", &registered, "shop/web 10.1.0.1:8080"),
+            ("10.96.0.1:81", &allow, "no_service_port"),
+            // The address of a workload is itself, whatever the port and the services in front of it.
+            ("10.1.0.1:8080", &registered, "shop/web-1"),
+            ("10.1.0.1:9", &allow, "shop/web-1"),
+            ("192.0.2.9:443", &allow, "passthrough"),
+            ("192.0.2.9:443", &registered, "unknown_destination"),
+        ] {
+            assert_eq!(decide(dialled, policy), expected, "{dialled}");
+        }
+    }
 
     #[test]
     fn registered_only_has_exceptions() {

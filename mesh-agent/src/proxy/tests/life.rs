@@ -179,3 +179,21 @@ fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
+
+/// What an idle connection costs is mostly its task; a local that is kept over an await by mistake shows here.
+#[tokio::test]
+async fn the_task_of_a_connection_is_small() {
+    let rig = Rig::new();
+    let served = Arc::new(served::Served::new(rig.pod.clone()));
+    let accepted = |socket: std::net::TcpStream| accept::Accepted {
+        peer: socket.peer_addr().unwrap(),
+        socket: socket.into(),
+    };
+    let socket = || std::net::TcpStream::connect(rig.outbound).unwrap();
+    let shared = || Arc::clone(&rig.proxy.shared);
+    let outbound = outbound::serve(shared(), served.clone(), accepted(socket()));
+    let inbound = inbound::serve(shared(), served.clone(), accepted(socket()));
+    let sizes = (size_of_val(&outbound), size_of_val(&inbound));
+    eprintln!("{sizes:?}");
+    assert!(sizes.0 <= 1024 && sizes.1 <= 1024, "{sizes:?}");
+}

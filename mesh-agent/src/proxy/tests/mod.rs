@@ -1,5 +1,6 @@
 //! The proxy over loopback: real sockets, no BPF. This file is the kit; the tests are in its submodules.
 
+mod candidates;
 mod connecting;
 mod life;
 mod relay;
