@@ -5,7 +5,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -20,7 +20,7 @@ use tokio::{
 use super::{PodSockets, Shared, limits::Share};
 use crate::{
     model::ResourceName,
-    telemetry::{ByteCounters, ConnGuard, Reason},
+    telemetry::{ByteCounters, ConnGuard, LegProbe, Reason},
 };
 
 pub(super) struct Served {
@@ -196,6 +196,13 @@ impl Report {
     pub(super) fn set_upstream(&self, address: SocketAddr, workload: Option<ResourceName>) {
         if let Some(guard) = &self.guard {
             guard.set_upstream(address, workload);
+        }
+    }
+
+    /// See [`ConnGuard::established`].
+    pub(super) fn established(&self, leg: Weak<dyn LegProbe>) {
+        if let Some(guard) = &self.guard {
+            guard.established(Some(leg));
         }
     }
 

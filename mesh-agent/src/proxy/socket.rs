@@ -1,9 +1,18 @@
 //! Options of the sockets that the proxy carries bytes between, and how they are closed.
 
-use std::{io, net::SocketAddr, ops::Deref, os::fd::AsFd, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    ops::Deref,
+    os::fd::AsFd,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
+
+use crate::{capture::sys::tcp::tcp_info, telemetry::LegProbe};
 
 /// How a peer that vanished without a word is noticed; the application's own settings reach only the agent.
 ///
@@ -58,16 +67,23 @@ impl Keepalive {
 /// included, tells the peers that the stream was cut, never that it ended.
 #[derive(Debug)]
 pub(super) struct Leg {
-    stream: TcpStream,
+    /// Shared only with telemetry, which looks at it for moments.
+    stream: Arc<TcpStream>,
     orderly: bool,
 }
 
 impl Leg {
     pub(super) fn new(stream: TcpStream) -> Self {
         Self {
-            stream,
+            stream: Arc::new(stream),
             orderly: false,
         }
+    }
+
+    /// For telemetry to look at its round-trip time.
+    pub(super) fn probe(&self) -> Weak<dyn LegProbe> {
+        let stream: Weak<TcpStream> = Arc::downgrade(&self.stream);
+        stream
     }
 
     /// Both FINs have gone; close() has nothing left to cut off.
@@ -84,10 +100,17 @@ impl Deref for Leg {
     }
 }
 
+impl LegProbe for TcpStream {
+    fn rtt(&self) -> Option<(Duration, u32)> {
+        let info = tcp_info(self).ok()?;
+        Some((info.rtt, info.retransmits))
+    }
+}
+
 impl Drop for Leg {
     fn drop(&mut self) {
         if !self.orderly {
-            reset_on_close(&self.stream);
+            reset_on_close(&*self.stream);
         }
     }
 }

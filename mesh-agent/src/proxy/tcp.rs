@@ -69,6 +69,7 @@ impl End {
 /// Carries a connection to its end, closes both legs accordingly and reports it.
 pub(super) async fn run(client: Leg, upstream: Connected, shared: &Shared, report: Report) {
     let counters = report.counters();
+    report.established(upstream.leg.probe());
     let end = carry(
         &client,
         &upstream.leg,

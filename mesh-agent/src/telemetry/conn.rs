@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -106,10 +106,19 @@ pub(super) struct Conn {
 /// Keys at and above this are not socket cookies (the kernel counts those up from 1).
 pub(super) const ANONYMOUS: u64 = 1 << 63;
 
+/// The agent's socket of the upstream leg, for as long as it lives.
+pub trait LegProbe: Send + Sync {
+    /// Smoothed round-trip time and retransmitted segments now (`TCP_INFO`).
+    fn rtt(&self) -> Option<(Duration, u32)>;
+}
+
 /// What was already reported of a connection, and what was learned on the way.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     pub(super) upstream: Option<Peer>,
+    /// The connection to `upstream` stands; before that it is only tried.
+    pub(super) established: bool,
+    pub(super) probe: Option<Probe>,
     /// Metrics of the connection, resolved once. Set when its opening was counted.
     pub(super) flow: Option<Arc<Flow>>,
     /// Bytes already added to the metrics.
@@ -124,7 +133,30 @@ pub(super) struct Progress {
     pub(super) kernel: Option<Box<ConnRecord>>,
 }
 
+/// See [`LegProbe`].
+pub(super) struct Probe(Weak<dyn LegProbe>);
+
+impl std::fmt::Debug for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Probe({})", self.0.strong_count())
+    }
+}
+
 impl Conn {
+    pub(super) fn set_rtt(&self, rtt: Duration, retransmits: u32) {
+        let micros = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
+        self.rtt_us.store(micros, Ordering::Relaxed);
+        self.retransmits.store(retransmits, Ordering::Relaxed);
+    }
+
+    /// Looks at the upstream leg again.
+    pub(super) fn measure(&self) {
+        let leg = lock(&self.progress).probe.as_ref().map(|p| p.0.clone());
+        if let Some((rtt, retransmits)) = leg.and_then(|leg| leg.upgrade()?.rtt()) {
+            self.set_rtt(rtt, retransmits);
+        }
+    }
+
     pub(super) fn upstream(&self) -> Option<Peer> {
         lock(&self.progress).upstream.clone()
     }
@@ -158,9 +190,18 @@ impl ConnGuard {
         }
     }
 
-    /// Says where the connection went. Call it once connected; where every candidate failed, with the last one tried.
+    /// Says where the connection goes, or is tried to; the last call counts.
     pub fn set_upstream(&self, addr: SocketAddr, workload: Option<ResourceName>) {
         lock(&self.conn.progress).upstream = Some(Peer { addr, workload });
+    }
+
+    /// Says that the connection upstream stands: from now on it counts as opened to where [`Self::set_upstream`] said.
+    /// With the leg given, its round-trip time is looked at while it lives. One that ends without this is counted at
+    /// its end.
+    pub fn established(&self, leg: Option<Weak<dyn LegProbe>>) {
+        let mut progress = lock(&self.conn.progress);
+        progress.established = true;
+        progress.probe = leg.map(Probe);
     }
 
     /// Says the cookie of the agent's socket towards the application (inbound), when it was not known at the opening.
@@ -175,9 +216,7 @@ impl ConnGuard {
 
     /// Smoothed round-trip time and retransmitted segments of the upstream leg (`TCP_INFO`).
     pub fn set_rtt(&self, rtt: Duration, retransmits: u32) {
-        let micros = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
-        self.conn.rtt_us.store(micros, Ordering::Relaxed);
-        self.conn.retransmits.store(retransmits, Ordering::Relaxed);
+        self.conn.set_rtt(rtt, retransmits);
     }
 
     /// The connection ended. The counters must be final.

@@ -27,7 +27,7 @@ use std::{
 };
 
 pub use access::TARGET as ACCESS_TARGET;
-pub use conn::{ByteCounters, ConnGuard, ConnMeta, Direction, Path, Peer, Protocol};
+pub use conn::{ByteCounters, ConnGuard, ConnMeta, Direction, LegProbe, Path, Peer, Protocol};
 pub use directory::{ConnStore, Directory, NoDirectory, NoStore};
 use mesh_common::{Event, EventKind};
 use metrics::{AgentCollector, Counts, Flows, Metrics};

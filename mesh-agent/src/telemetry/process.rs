@@ -12,19 +12,27 @@ pub(crate) struct ProcessStats {
     pub(crate) start_seconds: Option<f64>,
 }
 
+/// Open descriptors of this process.
+pub(crate) fn open_fds() -> Option<u64> {
+    fs::read_dir("/proc/self/fd").ok().map(|d| d.count() as u64)
+}
+
+/// Resident memory of this process.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
 pub(crate) fn read() -> ProcessStats {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let mut stats = ProcessStats {
-        open_fds: fs::read_dir("/proc/self/fd").ok().map(|d| d.count() as u64),
+        open_fds: open_fds(),
         max_fds: limit.current,
+        resident_bytes: resident_bytes(),
         ..ProcessStats::default()
     };
-    let page = rustix::param::page_size() as u64;
     let tick = rustix::param::clock_ticks_per_second() as f64;
-    stats.resident_bytes = fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|s| s.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .map(|pages| pages * page);
     // Fields after the command, which stands in parentheses and may hold spaces: state is the first of them.
     if let Ok(stat) = fs::read_to_string("/proc/self/stat")
         && let Some((_, rest)) = stat.rsplit_once(')')

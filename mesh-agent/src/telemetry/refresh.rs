@@ -47,6 +47,7 @@ impl Shared {
             self.resolve_inbound(&records);
         }
         for conn in changed {
+            conn.measure();
             self.store_bytes(&conn);
         }
         self.sweep_pending(now);

@@ -117,7 +117,7 @@ impl Shared {
             received.saturating_sub(progress.counted.1),
         );
         let moved = request > 0 || response > 0;
-        if progress.flow.is_none() && (last || moved || progress.upstream.is_some()) {
+        if progress.flow.is_none() && (last || moved || progress.established) {
             let flow = self
                 .flows
                 .resolve(&flow_key(conn, progress), self.directory(), now);
@@ -146,6 +146,7 @@ impl Shared {
             }
             // The ring may keep the connection for long; its flow must not seem in use.
             progress.flow = None;
+            progress.probe = None;
             progress.done = true;
             (progress.upstream.clone(), progress.kernel.take())
         };

@@ -107,6 +107,7 @@ fn bytes_of_a_long_connection_are_counted_while_it_lives_and_once() {
     let (t, _) = telemetry(TelemetryOptions::default());
     let guard = t.open(outbound(11));
     guard.set_upstream("10.0.0.2:8080".parse().unwrap(), None);
+    guard.established(None);
     let mut expected = 0;
     for n in 1..5 {
         guard.counters().add_sent(n);
@@ -222,4 +223,73 @@ fn the_ring_forgets_by_number_and_age() {
     assert_eq!(cookies, [3, 2]);
     t.refresh(1);
     assert_eq!(t.closed_kept(), 0);
+}
+
+#[test]
+fn a_candidate_that_is_only_tried_is_not_what_was_opened() {
+    let (t, _) = telemetry(TelemetryOptions::default());
+    let opened = |t: &crate::telemetry::Telemetry, to| {
+        sum(
+            &t.exposition(),
+            "istio_tcp_connections_opened_total",
+            &[("destination_workload", to)],
+        )
+    };
+    let guard = t.open(outbound(11));
+    let upstream = |name| {
+        guard.set_upstream(
+            "10.0.0.2:8080".parse().unwrap(),
+            Some(super::fake::name(name)),
+        );
+    };
+    upstream("shop/web-1");
+    assert_eq!(opened(&t, "web-1"), 0);
+    upstream("shop/web-2");
+    guard.established(None);
+    assert_eq!(
+        (opened(&t, "web-1"), opened(&t, "web-2")),
+        (0, 1),
+        "at once, idle as it is"
+    );
+    guard.finish(Reason::Completed);
+    assert_eq!((opened(&t, "web-1"), opened(&t, "web-2")), (0, 1));
+}
+
+struct Leg;
+
+impl crate::telemetry::LegProbe for Leg {
+    fn rtt(&self) -> Option<(Duration, u32)> {
+        Some((Duration::from_micros(350), 2))
+    }
+}
+
+#[test]
+fn the_upstream_leg_is_measured_while_it_lives() {
+    let (t, store) = telemetry(TelemetryOptions::default());
+    let guard = t.open(outbound(11));
+    store.put(
+        11,
+        super::fake::record(
+            crate::telemetry::Direction::Outbound,
+            crate::telemetry::Path::Proxied,
+        ),
+    );
+    let leg: std::sync::Arc<dyn crate::telemetry::LegProbe> = std::sync::Arc::new(Leg);
+    guard.established(Some(std::sync::Arc::downgrade(&leg)));
+    guard.counters().add_sent(1);
+    t.refresh(1);
+    assert_eq!(
+        store.get(11).map(|r| (r.srtt_us, r.retransmits)),
+        Some((350, 2))
+    );
+    assert_eq!(t.open_connections()[0].rtt_us, Some(350));
+    drop(leg);
+    guard.counters().add_sent(1);
+    t.refresh(2);
+    assert_eq!(
+        store.get(11).map(|r| r.srtt_us),
+        Some(350),
+        "the last that was seen"
+    );
+    guard.finish(Reason::Completed);
 }
