@@ -285,7 +285,11 @@ fn read_settled(path: &FilePath) -> io::Result<(Vec<u8>, Option<Stamp>)> {
 pub(crate) fn list(dir: &FilePath) -> Result<BTreeMap<PathBuf, Stamp>, Vec<ConfigError>> {
     let mut found = BTreeMap::new();
     let mut errors = Vec::new();
-    let mut seen = HashSet::new();
+    // The folder itself is seen as well: a link below may lead back to it.
+    let mut seen: HashSet<(u64, u64)> = fs::metadata(dir)
+        .iter()
+        .map(|metadata| (metadata.dev(), metadata.ino()))
+        .collect();
     let mut folders = vec![(dir.to_owned(), 0)];
     while let Some((folder, depth)) = folders.pop() {
         let entries = match fs::read_dir(&folder) {

@@ -55,6 +55,9 @@ impl Shape {
             Self::Bool => "true or false".into(),
             Self::Integer { min, max } => format!("{min}..={max}"),
             Self::Number { min, max } => format!("a number, {min}..={max}"),
+            Self::Text { one_of, .. } if one_of.len() == 1 && one_of[0].is_empty() => {
+                "an empty string".into()
+            }
             Self::Text { one_of, .. } if one_of.len() == 1 => one_of[0].clone(),
             Self::Text { one_of, .. } if !one_of.is_empty() => {
                 format!("one of {}", one_of.join(", "))
@@ -204,16 +207,9 @@ impl Check<'_> {
                 }
             };
             if absent {
-                let expected = fields.get(field).map(Shape::expected);
-                let path = self.path.key(field);
-                let mut problem = Problem::at(path.clone(), node.locate(&path), String::new());
-                // The place of an absent field is the mapping that lacks it.
-                problem.at = Some(match node.get(field) {
-                    Some(value) => value.at,
-                    None => node.at,
-                });
-                problem.message = "required field is missing".into();
-                problem.expected = expected;
+                // Its place is found by path: the key of the mapping that lacks it.
+                let mut problem = Problem::new(self.path.key(field), "required field is missing");
+                problem.expected = fields.get(field).map(Shape::expected);
                 self.problems.push(problem);
             }
         }

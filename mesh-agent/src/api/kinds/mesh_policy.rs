@@ -52,14 +52,53 @@ pub struct MeshPolicySpec {
     pub drain_timeout: Option<GepDuration>,
 }
 
-/// Merged as one field.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+/// Merged as one field. A mode alone may be written without `mode`: `outbound: registered-only`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(from = "OutboundForm")]
 pub struct Outbound {
     pub mode: OutboundMode,
-    /// Ranges that are passed through under `registered-only`, besides link-local addresses and the node's DNS servers.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exceptions: Vec<Cidr>,
+}
+
+/// Either way to write it.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum OutboundForm {
+    Mode(OutboundMode),
+    Full(OutboundFull),
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct OutboundFull {
+    mode: OutboundMode,
+    /// Ranges that are passed through under `registered-only`, besides link-local addresses and the node's DNS servers.
+    #[serde(default)]
+    exceptions: Vec<Cidr>,
+}
+
+impl From<OutboundForm> for Outbound {
+    fn from(form: OutboundForm) -> Self {
+        match form {
+            OutboundForm::Mode(mode) => Self {
+                mode,
+                exceptions: Vec::new(),
+            },
+            OutboundForm::Full(full) => Self {
+                mode: full.mode,
+                exceptions: full.exceptions,
+            },
+        }
+    }
+}
+
+impl JsonSchema for Outbound {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Outbound".into()
+    }
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        OutboundForm::json_schema(generator)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]

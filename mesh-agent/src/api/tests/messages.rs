@@ -1,0 +1,510 @@
+//! Every kind of bad YAML with the whole message: line, column, field, what was expected.
+
+use crate::api::{ConfigError, parse_bytes};
+
+fn errors(text: &str) -> Vec<String> {
+    match parse_bytes("f", text.as_bytes()) {
+        Ok((config, _)) => panic!("accepted {} resources of:\n{text}", config.resources()),
+        Err(errors) => errors.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn warnings(text: &str) -> Vec<String> {
+    match parse_bytes("f", text.as_bytes()) {
+        Ok((_, warnings)) => warnings.iter().map(ToString::to_string).collect(),
+        Err(errors) => panic!("{errors:#?}\nof:\n{text}"),
+    }
+}
+
+/// Each text with all of its errors.
+fn check(table: &[(&str, &[&str])]) {
+    let mut wrong = Vec::new();
+    for (text, expected) in table {
+        let got = errors(text);
+        if got != *expected {
+            wrong.push(format!(
+                "{text}\n  expected {expected:#?}\n  got      {got:#?}"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn yaml() {
+    check(&[
+        (
+            "a: [b\nc: {}\n",
+            &["f:2:2: not valid YAML: illegal placement of ':' indicator"],
+        ),
+        (
+            "kind: x\nmetadata:\n\tname: x\n",
+            &["f:3:2: not valid YAML: tabs disallowed within this context (block indentation)"],
+        ),
+        (
+            "- a\n",
+            &["f:1:1: expected a resource (a mapping), got a list"],
+        ),
+        (
+            "just text\n",
+            &["f:1:1: expected a resource (a mapping), got \"just text\""],
+        ),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  name: b\n",
+            &["f:5:3: metadata.name: field given twice, first 1 line above"],
+        ),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: !secret a\n",
+            &["f:4:17: metadata.name: YAML tag !secret is not supported"],
+        ),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata: &m\n  name: a\n  labels:\n    <<: *m\n",
+            &["f:6:5: metadata.labels: merge keys are not supported: write the fields out"],
+        ),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata: &a {name: *a}\n",
+            &["f:3:21: metadata.name: alias refers to itself"],
+        ),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  ? [a]\n  : b\n",
+            &["f:4:5: metadata: expected a string as key, got a list or mapping"],
+        ),
+    ]);
+}
+
+#[test]
+fn kinds() {
+    check(&[
+        (
+            "metadata: {name: a}\n",
+            &[
+                "f:1:1: apiVersion: required field is missing",
+                "f:1:1: kind: required field is missing",
+            ],
+        ),
+        (
+            "apiVersion: v1\nkind: 7\n",
+            &[
+                "f:2:7: kind: expected Namespace, Service, EndpointSlice, Workload, MeshPolicy, TrafficPolicy, got 7",
+            ],
+        ),
+        (
+            "apiVersion: mesh.covet.dev/v1alpha1\nkind: Worload\n",
+            &[
+                "f:2:7: kind: expected one of Namespace, Service, EndpointSlice, Workload, MeshPolicy, TrafficPolicy, got \"Worload\"",
+            ],
+        ),
+        (
+            "apiVersion: mesh.covet.dev/v9\nkind: Workload\n",
+            &[
+                "f:1:13: apiVersion: expected mesh.covet.dev/v1alpha1 for a Workload, got \"mesh.covet.dev/v9\"",
+            ],
+        ),
+        (
+            "apiVersion: mesh.covet.dev/v1alpha1\nkind: AuthorizationPolicy\n",
+            &[
+                "f:2:7: kind: AuthorizationPolicy is not yet supported: this version does not authorize",
+            ],
+        ),
+        (
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n",
+            &["f:2:7: kind: HTTPRoute is not yet supported: this version has no routes"],
+        ),
+        (
+            "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Namespace\n  metadata: {name: A}\n- 3\n",
+            &[
+                "f:6:20: items[0].metadata.name: expected at most 253 lower-case letters, digits, '-' and '.', each part beginning and ending with a letter or digit, got \"A\"",
+                "f:7:3: items[1]: expected a resource (a mapping), got 3",
+            ],
+        ),
+        (
+            "apiVersion: v1\nkind: List\n",
+            &["f:1:1: items: expected a list of resources, got nothing"],
+        ),
+    ]);
+}
+
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n";
+
+fn service(spec: &str) -> String {
+    format!("{SERVICE}{spec}")
+}
+
+fn check_owned(table: Vec<(String, &[&str])>) {
+    let table: Vec<(&str, &[&str])> = table.iter().map(|(text, e)| (text.as_str(), *e)).collect();
+    check(&table);
+}
+
+#[test]
+fn services() {
+    check_owned(vec![
+        (
+            service("  clusterIPs: [10.0.0.1]\n  selecter: {a: b}\n  ports: [{port: 80}]\n"),
+            &[
+                "f:6:3: spec.selecter: unknown field, did you mean selector? expected one of clusterIP, clusterIPs, internalTrafficPolicy, ipFamilies, ipFamilyPolicy, ports, publishNotReadyAddresses, selector, sessionAffinity, sessionAffinityConfig, type",
+            ],
+        ),
+        (
+            service(
+                "  clusterIP: 10.0.0.1\n  selector: {a: b}\n  ports:\n  - port: 70000\n  - {port: 80, targetPort: 0}\n  - {port: x, protocol: UDP}\n",
+            ),
+            &[
+                "f:8:11: spec.ports[0].port: expected 1..=65535, got 70000",
+                "f:9:28: spec.ports[1].targetPort: expected 1..=65535, got 0",
+                "f:10:12: spec.ports[2].port: expected 1..=65535, got \"x\"",
+                "f:10:25: spec.ports[2].protocol: UDP is not supported, the mesh carries TCP only: expected TCP",
+            ],
+        ),
+        (
+            service("  type: NodePort\n  externalIPs: []\n  clusterIP: 10.0.0.300\n"),
+            &[
+                "f:5:9: spec.type: NodePort is not supported, the mesh serves inside the cluster only: expected ClusterIP",
+                "f:6:3: spec.externalIPs: not supported: only clusterIPs are virtual addresses of the mesh",
+                "f:7:14: spec.clusterIP: expected an IPv4 or IPv6 address, or None, got \"10.0.0.300\"",
+            ],
+        ),
+        (
+            service("  clusterIP: 224.0.0.1\n  ports: [{port: 1}]\n"),
+            &[
+                "f:5:14: spec.clusterIP: expected a unicast address, neither loopback nor link-local, or None, got \"224.0.0.1\"",
+            ],
+        ),
+        (
+            service(
+                "  clusterIP: 10.0.0.2\n  clusterIPs: [10.0.0.1, 10.0.0.3]\n  selector: {a: b}\n",
+            ),
+            &[
+                "f:4:1: spec.ports: required field is missing: only a headless service may be without ports",
+                "f:5:14: spec.clusterIP: expected 10.0.0.1, the first of clusterIPs, got 10.0.0.2",
+                "f:6:26: spec.clusterIPs[1]: expected one address of each IP family, got two of one",
+            ],
+        ),
+        (
+            service(
+                "  clusterIP: 10.0.0.2\n  ports:\n  - {name: a, port: 80}\n  - {name: a, port: 80, targetPort: web}\n  - {port: 81}\n",
+            ),
+            &[
+                "f:8:12: spec.ports[1].name: name \"a\" is given twice",
+                "f:8:21: spec.ports[1].port: port 80 is given twice",
+                "f:8:37: spec.ports[1].targetPort: a name needs a selector: without one, EndpointSlices say the endpoints' ports",
+                "f:9:5: spec.ports[2].name: required field is missing: a service with several ports needs a name for each",
+            ],
+        ),
+        (
+            service(
+                "  clusterIP: 10.0.0.2\n  ipFamilies: [IPv6]\n  selector: {a: b}\n  ports: [{port: 1}]\n",
+            ),
+            &["f:6:16: spec.ipFamilies[0]: expected IPv4, the family of 10.0.0.2, got IPv6"],
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: s}\n".into(),
+            &["f:1:1: spec: required field is missing"],
+        ),
+        (service(" \n"), &["f:4:1: spec: required field is missing"]),
+        (
+            format!(
+                "{}---\n{}",
+                service("  clusterIP: 10.0.0.1\n  ports: [{port: 1}]\n"),
+                service("  clusterIP: 10.0.0.1\n  ports: [{port: 1}]\n")
+            ),
+            &[
+                "f:10:18: metadata.name: Service default/s is defined twice, first in Service default/s (f:3)",
+                "f:12:14: spec.clusterIP: 10.0.0.1 is already the address of Service default/s (f:4)",
+            ],
+        ),
+    ]);
+}
+
+const WORKLOAD: &str = "apiVersion: mesh.covet.dev/v1alpha1\nkind: Workload\nmetadata: {name: w, labels: {app: web}}\nspec:\n";
+
+#[test]
+fn workloads_and_slices() {
+    let workload = |spec: &str| format!("{WORKLOAD}{spec}");
+    let other = WORKLOAD.replace("name: w", "name: other");
+    check_owned(vec![
+        (workload("  node: n1\n"), &["f:4:1: spec.addresses: required field is missing"]),
+        (workload("  addresses: []\n"), &["f:5:14: spec.addresses: expected 1 to 16 entries, got 0"]),
+        (workload("  addresses: 10.0.0.1\n  weight: -1\n"), &[
+            "f:5:14: spec.addresses: expected a list, got \"10.0.0.1\"",
+            "f:6:11: spec.weight: expected 0..=1000000, got -1",
+        ]),
+        (workload("  addresses: [127.0.0.1, \"fe80::1\", \"::ffff:10.0.0.1\", 10.0.0.1, 10.0.0.1]\n  netns: run/x\n  ports: {UPPER: 1, a: 0}\n"), &[
+            "f:5:15: spec.addresses[0]: expected a unicast address, neither loopback nor link-local, got \"127.0.0.1\"",
+            "f:5:26: spec.addresses[1]: expected a unicast address, neither loopback nor link-local, got \"fe80::1\"",
+            "f:5:37: spec.addresses[2]: expected an IPv4 address written as IPv4, got \"::ffff:10.0.0.1\"",
+            "f:6:10: spec.netns: expected an absolute path, got \"run/x\"",
+            "f:7:11: spec.ports.UPPER: expected as key at most 15 lower-case letters, digits and single '-', with at least one letter, got \"UPPER\"",
+            "f:7:24: spec.ports.a: expected 1..=65535, got 0",
+        ]),
+        (workload("  addresses: [10.0.0.1, 10.0.0.1]\n  protocol: hbone\n"), &[
+            "f:6:3: spec.protocol: not yet supported: this version has no tunnels",
+        ]),
+        (workload("  addresses: [10.0.0.1, 10.0.0.1]\n"), &["f:5:25: spec.addresses[1]: address 10.0.0.1 is given twice"]),
+        (WORKLOAD.replace("app: web", "mesh.covet.dev/enabled: \"yes\"") + "  addresses: [10.0.0.1]\n", &[
+            "f:3:54: metadata.labels[\"mesh.covet.dev/enabled\"]: expected \"true\" or \"false\", got \"yes\"",
+        ]),
+        (WORKLOAD.replace("app: web", "mesh.covet.dev/enabled: true, a b: c") + "  addresses: [10.0.0.1]\n", &[
+            "f:3:54: metadata.labels[\"mesh.covet.dev/enabled\"]: expected a string, got the boolean true: put it in quotes",
+            "f:3:60: metadata.labels[\"a b\"]: expected as key a name of at most 63 letters, digits, '-', '_' and '.', with an optional DNS prefix and '/', got \"a b\"",
+        ]),
+        (format!("{}---\n{other}  addresses: [10.0.0.2]\n  netns: /run/netns/x\n---\n{}", workload("  addresses: [10.0.0.1]\n  netns: /run/netns/x\n"), service("  clusterIP: 10.0.0.1\n  selector: {app: web}\n  ports: [{port: 1, targetPort: http}]\n")), &[
+            "f:5:15: spec.addresses[0]: 10.0.0.1 is already the address of Service default/s (f:18)",
+            "f:13:10: spec.netns: /run/netns/x already belongs to Workload default/w (f:6)",
+            "f:21:33: spec.ports[0].targetPort: no selected workload has a port named \"http\", expected a number: the selected workloads name no ports",
+        ]),
+        ("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: e}\naddressType: IPv6\nendpoints:\n- addresses: [10.0.0.1]\n- {}\nports:\n- {port: 1}\n- {port: 2, protocol: SCTP}\n".into(), &[
+            "f:7:3: endpoints[1].addresses: required field is missing",
+            "f:10:23: ports[1].protocol: SCTP is not supported, the mesh carries TCP only: expected TCP",
+        ]),
+        ("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: e}\naddressType: IPv6\nendpoints:\n- addresses: [10.0.0.1]\nports:\n- {port: 1}\n- {port: 2}\n".into(), &[
+            "f:6:15: endpoints[0].addresses[0]: expected an IPv6 address as addressType says, got 10.0.0.1",
+            "f:9:3: ports[1].name: name \"\" is given twice",
+        ]),
+        (service("  clusterIP: 10.0.0.1\n  ports: [{port: 1}]\n---\n") + "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: e}\naddressType: IPv4\nendpoints: [{addresses: [10.0.0.1]}]\n", &[
+            "f:12:26: endpoints[0].addresses[0]: 10.0.0.1 is the virtual address of Service default/s (f:4)",
+        ]),
+    ]);
+}
+
+#[test]
+fn policies() {
+    let mesh = |name: &str, namespace: &str, spec: &str| {
+        format!(
+            "apiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n{spec}"
+        )
+    };
+    let traffic = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}}}\nspec:\n  targetRefs: [{{kind: Service, name: s}}]\n{spec}"
+        )
+    };
+    check_owned(vec![
+        (
+            mesh(
+                "a",
+                "x",
+                "  mtls: {mode: Strict}\n  sameNode: direct\n  failPolicy: ajar\n  drainTimeout: 30\n  exclude: {ports: [0], cidrs: [10.0.0.0/33]}\n  outbound: {mode: alow}\n",
+            ),
+            &[
+                "f:5:3: spec.mtls: not yet supported: this version carries traffic without mTLS",
+                "f:6:3: spec.sameNode: not yet supported: this version carries same-node traffic through the proxy",
+                "f:7:15: spec.failPolicy: expected one of closed, open, got \"ajar\"",
+                "f:8:17: spec.drainTimeout: expected a string, got 30: put it in quotes",
+                "f:9:21: spec.exclude.ports[0]: expected 1..=65535, got 0",
+                "f:9:33: spec.exclude.cidrs[0]: expected a range such as 10.0.0.0/8 or fd00::/8, got \"10.0.0.0/33\"",
+                "f:10:20: spec.outbound.mode: expected one of allow, registered-only, got \"alow\"",
+            ],
+        ),
+        (
+            mesh(
+                "a",
+                "x",
+                "  drainTimeout: 1.5s\n  outbound: {mode: allow, exceptions: [10.0.0.1]}\n",
+            ),
+            &[
+                "f:5:17: spec.drainTimeout: expected a duration such as 500ms, 10s or 1m30s, got \"1.5s\"",
+            ],
+        ),
+        (
+            mesh(
+                "a",
+                "x",
+                "  outbound: {mode: allow, exceptions: [10.0.0.1]}\n",
+            ),
+            &[
+                "f:5:27: spec.outbound.exceptions: exceptions mean nothing with mode allow, which passes everything",
+            ],
+        ),
+        (
+            mesh(
+                "a",
+                "x",
+                "  failPolicy: open\n  selector:\n    matchExpressions:\n    - {key: a, operator: In}\n    - {key: a, operator: Exists, values: [b]}\n",
+            ),
+            &[
+                "f:8:7: spec.selector.matchExpressions[0].values: expected at least one value for In, got none",
+                "f:9:34: spec.selector.matchExpressions[1].values: expected no values for Exists, got 1",
+            ],
+        ),
+        (
+            format!(
+                "{}---\n{}---\n{}---\n{}",
+                mesh("a", "mesh-system", "  failPolicy: open\n"),
+                mesh("b", "mesh-system", "  failPolicy: open\n"),
+                mesh("c", "x", "  failPolicy: open\n"),
+                mesh("d", "x", "  drainTimeout: 1s\n")
+            ),
+            &[
+                "f:9:18: metadata.name: the mesh already has MeshPolicy mesh-system/a (f:3) at the same level",
+                "f:21:18: metadata.name: namespace x already has MeshPolicy x/c (f:15) at the same level",
+            ],
+        ),
+        (
+            format!(
+                "{WORKLOAD}  addresses: [10.0.0.1]\n---\n{}---\n{}",
+                mesh(
+                    "a",
+                    "default",
+                    "  failPolicy: open\n  selector: {matchLabels: {app: web}}\n"
+                ),
+                mesh(
+                    "b",
+                    "default",
+                    "  drainTimeout: 1s\n  selector: {matchExpressions: [{key: app, operator: Exists}]}\n"
+                )
+            ),
+            &[
+                "f:19:3: spec.selector: Workload default/w already has MeshPolicy default/a (f:9) at the same level",
+            ],
+        ),
+        (
+            traffic(
+                "t",
+                "  loadBalancer: {strategy: peak_ewma, slowStart: soon}\n  limits: {maxConnections: 0}\n  retry: {}\n",
+            ),
+            &[
+                "f:6:28: spec.loadBalancer.strategy: peak_ewma is not yet supported: expected one of round_robin, weighted_round_robin, least_connections, random",
+                "f:6:50: spec.loadBalancer.slowStart: expected a duration such as 500ms, 10s or 1m30s, got \"soon\"",
+                "f:7:28: spec.limits.maxConnections: expected 1..=4294967295, got 0",
+                "f:8:3: spec.retry: not yet supported: this version balances connections, not requests",
+            ],
+        ),
+        (
+            traffic(
+                "t",
+                "  circuitBreaker: {window: 10s, minVolume: 3, recoveryTimeout: 20s, maxRecoveryTimeout: 10s}\n  timeouts: {connect: 0s}\n",
+            ),
+            &[
+                "f:6:28: spec.circuitBreaker.window: window means nothing without failureRatio",
+                "f:6:44: spec.circuitBreaker.minVolume: minVolume means nothing without failureRatio",
+                "f:6:89: spec.circuitBreaker.maxRecoveryTimeout: expected at least recoveryTimeout, 20s, got 10s",
+                "f:7:23: spec.timeouts.connect: expected more than 0s, got 0s",
+            ],
+        ),
+        (
+            traffic(
+                "t",
+                "  circuitBreaker: {failureRatio: 50, maxEjectionPercent: 0}\n",
+            ),
+            &[
+                "f:6:34: spec.circuitBreaker.failureRatio: expected a number, 0.001..=1, got 50",
+                "f:6:58: spec.circuitBreaker.maxEjectionPercent: expected 1..=100, got 0",
+            ],
+        ),
+        (
+            format!("{}---\n{}", traffic("t", ""), traffic("u", "")),
+            &[
+                "f:11:38: spec.targetRefs[0].name: Service default/s already has TrafficPolicy default/t (f:5)",
+            ],
+        ),
+        (
+            traffic("t", "").replace("kind: Service,", "kind: Deployment, group: apps,"),
+            &[
+                "f:5:23: spec.targetRefs[0].kind: expected Service, got \"Deployment\"",
+                "f:5:42: spec.targetRefs[0].group: expected an empty string, got \"apps\"",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn odd_but_legal() {
+    let headless = service("  clusterIP: None\n  selector: {app: nobody}\n");
+    assert_eq!(
+        warnings(&headless),
+        ["f:6:3: spec.selector: no workload of namespace default has these labels"]
+    );
+    assert_eq!(
+        warnings(&service("  ports: [{port: 1}]\n")),
+        [
+            "f:4:1: spec: the service has neither a selector nor an EndpointSlice, so no endpoints",
+            "f:4:1: spec.clusterIPs: the service has no virtual address, so nothing can dial it: in files nobody assigns clusterIPs",
+        ]
+    );
+    let policy = "apiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: m, namespace: x}\nspec:\n  failPolicy: open\n";
+    assert_eq!(
+        warnings(policy),
+        ["f:5:15: spec.failPolicy: there is no enrolled workload that this could apply to"]
+    );
+    assert_eq!(
+        warnings(&format!("{policy}  selector: {{matchLabels: {{a: b}}}}\n")),
+        ["f:6:3: spec.selector: the selector matches no workload of namespace x"]
+    );
+    let traffic = "apiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: t}\nspec:\n  targetRefs: [{kind: Service, name: s}]\n  limits: {maxConnections: 3, maxConnectionsPerEndpoint: 4}\n";
+    assert_eq!(
+        warnings(traffic),
+        [
+            "f:5:38: spec.targetRefs[0].name: there is no Service default/s: the policy does nothing for it",
+            "f:6:58: spec.limits.maxConnectionsPerEndpoint: 4 can never be reached, since maxConnections is 3",
+        ]
+    );
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: e, labels: {kubernetes.io/service-name: s}}\naddressType: IPv4\n";
+    assert_eq!(
+        warnings(slice),
+        [
+            "f:3:58: metadata.labels[\"kubernetes.io/service-name\"]: there is no Service default/s: the slice does nothing"
+        ]
+    );
+}
+
+#[test]
+fn an_error_says_what_was_expected() {
+    let text = service("  clusterIP: 10.0.0.1\n  ports: [{port: 70000}]\n");
+    let Err(errors) = parse_bytes("dir/f.yaml", text.as_bytes()) else {
+        panic!("accepted");
+    };
+    let expected = ConfigError {
+        file: "dir/f.yaml".into(),
+        line: 6,
+        column: 18,
+        field: "spec.ports[0].port".into(),
+        message: "expected 1..=65535, got 70000".into(),
+        expected: Some("1..=65535".into()),
+    };
+    assert_eq!(errors, [expected]);
+}
+
+/// What `kubectl get -o yaml` gives of an ordinary Service, and what else is legal.
+#[test]
+fn what_a_cluster_carries_is_accepted() {
+    let text = r#"
+%YAML 1.2
+---
+apiVersion: v1
+kind: List
+metadata: {resourceVersion: ""}
+items:
+- apiVersion: v1
+  kind: Service
+  metadata:
+    annotations: {kubectl.kubernetes.io/last-applied-configuration: "{}"}
+    creationTimestamp: "2026-01-01T00:00:00Z"
+    labels: {app.kubernetes.io/name: web}
+    name: web
+    namespace: shop
+    resourceVersion: "4711"
+    uid: 1f8e
+  spec:
+    clusterIP: 10.96.3.4
+    clusterIPs: [10.96.3.4]
+    internalTrafficPolicy: Cluster
+    ipFamilies: [IPv4]
+    ipFamilyPolicy: SingleStack
+    ports: [{name: http, port: 80, protocol: TCP, targetPort: 8080, appProtocol: kubernetes.io/h2c}]
+    selector:
+    sessionAffinity: ClientIP
+    sessionAffinityConfig: {clientIP: {timeoutSeconds: 10800}}
+    type: ClusterIP
+  status: {loadBalancer: {}}
+...
+---
+# nothing but a comment
+---
+{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+ "metadata": {"name": "web-x", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+ "endpoints": [{"addresses": ["10.1.2.3"], "conditions": {"ready": true, "serving": true, "terminating": false},
+   "nodeName": "n1", "targetRef": {"kind": "Pod", "name": "p"}, "hints": {"forZones": [{"name": "z"}]}}],
+ "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]}
+"#;
+    assert_eq!(warnings(text), Vec::<String>::new());
+}
