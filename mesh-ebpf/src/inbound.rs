@@ -10,8 +10,8 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 use mesh_common::{
-    Addr, Counter, ExcludedCidr, ExcludedPort, ListenKey, ListenerKey, Role, Tuple, WL_EXCL_CIDRS,
-    WL_EXCL_PORTS, WL_INBOUND, WL_OPEN_INBOUND, Workload, is_v4,
+    Addr, Counter, ExcludedCidr, ExcludedPort, ListenKey, ListenerKey, Role, SELF_TEST_PORT, Tuple,
+    WL_EXCL_CIDRS, WL_EXCL_PORTS, WL_INBOUND, WL_OPEN_INBOUND, Workload, is_v4,
 };
 
 use crate::{
@@ -89,7 +89,8 @@ pub fn steer(ctx: &SkLookupContext) -> u32 {
     let Some(workload) = (unsafe { workloads.get(netns) }) else {
         return PASS;
     };
-    if workload.flags & WL_INBOUND == 0
+    // The agent tests steering, on a port of its own, before it turns it on.
+    if (workload.flags & WL_INBOUND == 0 && local.port != SELF_TEST_PORT)
         || !application_listens(netns, &local)
         || is_excluded(netns, workload, &remote, local.port)
     {
