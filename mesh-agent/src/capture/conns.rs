@@ -103,23 +103,20 @@ pub(super) fn refresh(maps: &Maps, pods: &HashMap<u64, Arc<Enrolled>>) -> io::Re
             };
             diag::find(&mut inner.diag, &record.local, &record.remote, cookie)?
         };
-        match socket {
-            Some(socket) if socket.state != state::TIME_WAIT && socket.state != state::CLOSE => {
-                if refresh_record(&mut record, &socket, now) {
-                    update(maps, cookie, &record)?;
-                }
+        let lives = |s: &&Socket| s.state != state::TIME_WAIT && s.state != state::CLOSE;
+        if let Some(socket) = socket.as_ref().filter(lives) {
+            if refresh_record(&mut record, socket, now) {
+                update(maps, cookie, &record)?;
             }
-            ended if record.path == Path::Unmeshed as u8 => {
-                record.close_reason = guess_close(record.state, ended.map(|s| s.state)) as u8;
-                record.state = state::CLOSE;
-                record.last_ns = now;
-                if maps.conns.remove(&cookie)? {
-                    out.ended.push((cookie, record));
-                }
+        } else if record.path == Path::Unmeshed as u8 {
+            record.close_reason = guess_close(record.state, socket.map(|s| s.state)) as u8;
+            record.state = state::CLOSE;
+            record.last_ns = now;
+            if maps.conns.remove(&cookie)? {
+                out.ended.push((cookie, record));
             }
-            // The kernel program reports its end itself.
-            _ => {}
         }
+        // The kernel program reports the end of the others itself.
     }
     Ok(out)
 }

@@ -14,7 +14,6 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_DUMP: u16 = 0x300;
-const NLM_F_ACK: u16 = 4;
 const HEADER: usize = 16;
 
 /// A netlink socket of the network namespace in which it was opened. It keeps that namespace alive.
@@ -87,20 +86,6 @@ impl Netlink {
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(e) => Err(e),
             Ok(()) => Ok(None),
-        }
-    }
-
-    /// Sends one command and waits until it is done.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "used when policy revokes direct connections")
-    )]
-    pub(super) fn command(&mut self, kind: u16, body: &[u8]) -> io::Result<()> {
-        self.send(kind, NLM_F_REQUEST | NLM_F_ACK, body)?;
-        let n = self.receive()?;
-        match split(self.buffer.get(..n).unwrap_or_default()) {
-            Some((NLMSG_ERROR, body, _)) => error(body),
-            _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 

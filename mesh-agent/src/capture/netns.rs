@@ -41,9 +41,9 @@ impl Netns {
         };
         let file = File::open(path).map_err(open_error)?;
         // `ip netns add` makes the file first and mounts the namespace over it a moment later.
-        const NSFS_MAGIC: i64 = 0x6e73_6673;
+        const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
         let fs = rustix::fs::fstatfs(&file).map_err(|e| open_error(e.into()))?;
-        if fs.f_type as i64 != NSFS_MAGIC {
+        if fs.f_type != NSFS_MAGIC {
             return Err(EnrolError::NotNetns { path: path.into() });
         }
         let id = id_of(&file.metadata().map_err(open_error)?);

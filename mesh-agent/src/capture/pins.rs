@@ -206,8 +206,8 @@ fn lock(dir: &Path, node: &str) -> Result<Option<File>, CaptureError> {
 
 /// True if `path` is on a BPF filesystem.
 pub(super) fn is_bpffs(path: &Path) -> bool {
-    const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
-    rustix::fs::statfs(path).is_ok_and(|s| s.f_type as i64 == BPF_FS_MAGIC)
+    const BPF_FS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;
+    rustix::fs::statfs(path).is_ok_and(|s| s.f_type == BPF_FS_MAGIC)
 }
 
 fn ensure_bpffs(path: &Path, mount: bool) -> Result<(), CaptureError> {

@@ -36,7 +36,7 @@ pub(super) fn subscribe() -> io::Result<OwnedFd> {
 pub(super) fn addresses(socket: &mut Netlink) -> io::Result<Vec<Address>> {
     let mut found = Vec::new();
     socket.dump(RTM_GETADDR, &[0; IFADDRMSG], |body| {
-        found.extend(parse(body))
+        found.extend(parse(body));
     })?;
     Ok(found)
 }
