@@ -22,6 +22,7 @@ mod release;
 mod rtnl;
 mod selftest;
 mod sockets;
+mod stop;
 pub(crate) mod sys;
 mod table;
 mod watch;
@@ -231,6 +232,11 @@ impl Capture {
             tracing::warn!(%error, "cannot read the connection records");
             Vec::new()
         })
+    }
+
+    /// The record of one connection.
+    pub fn read_conn(&self, cookie: u64) -> Option<ConnRecord> {
+        self.shared.maps.conns.get(&cookie).ok().flatten()
     }
 
     /// Replaces a record, unless its connection has ended.

@@ -58,7 +58,7 @@ async fn wait_until_quiet(shared: &Shared, enrolled: &Enrolled) {
 }
 
 /// No connection is on its way to a listener of ours.
-fn is_quiet(shared: &Shared, enrolled: &Enrolled) -> io::Result<bool> {
+pub(super) fn is_quiet(shared: &Shared, enrolled: &Enrolled) -> io::Result<bool> {
     let cookie = enrolled.cookie();
     if shared
         .maps

@@ -114,6 +114,11 @@ impl Table {
         }
     }
 
+    /// From now on nothing is enrolled.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+    }
+
     /// Folders of the paths of all wanted namespaces.
     pub(super) fn folders(&self) -> Vec<PathBuf> {
         let mut folders: Vec<PathBuf> = self

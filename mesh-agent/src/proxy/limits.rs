@@ -86,6 +86,11 @@ impl Limits {
         })
     }
 
+    /// What one workload can take while no other takes any.
+    pub(super) fn max_alone(&self) -> usize {
+        (self.max * FREE_FACTOR).div_ceil(FREE_FACTOR + 1)
+    }
+
     pub(super) fn max(&self) -> usize {
         self.max
     }

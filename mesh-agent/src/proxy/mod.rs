@@ -125,6 +125,8 @@ struct Shared {
 pub struct ProxyStatus {
     pub connections: usize,
     pub max_connections: usize,
+    /// What one workload alone may take of them.
+    pub max_connections_per_workload: usize,
     pub workloads: Vec<WorkloadStatus>,
 }
 
@@ -195,10 +197,15 @@ impl Proxy {
         self.lock().get(&cookie)?.since_last_accept()
     }
 
-    /// Stops accepting for every workload, lets connections end within `timeout`, then resets the rest.
-    pub async fn drain(&self, timeout: Duration) {
+    /// Stops accepting for every workload, lets connections end within the `drainTimeout` of its policy, then resets
+    /// the rest.
+    pub async fn drain(&self) {
         let all: Vec<_> = self.lock().drain().map(|(_, served)| served).collect();
-        join_all(all.iter().map(|s| s.stop(timeout, Reason::Drained))).await;
+        join_all(
+            all.iter()
+                .map(|s| s.stop(s.pod.policy().drain_timeout, Reason::Drained)),
+        )
+        .await;
     }
 
     pub fn status(&self) -> ProxyStatus {
@@ -214,6 +221,7 @@ impl Proxy {
         ProxyStatus {
             connections: self.shared.limits.used(),
             max_connections: self.shared.limits.max(),
+            max_connections_per_workload: self.shared.limits.max_alone(),
             workloads,
         }
     }

@@ -51,7 +51,7 @@ async fn drain_lets_connections_end() {
     let server = listen().await;
     let (mut client, mut upstream) = rig.connect(&server).await;
     let proxy = rig.proxy.clone();
-    let drain = tokio::spawn(async move { proxy.drain(Duration::from_secs(30)).await });
+    let drain = tokio::spawn(async move { proxy.drain().await });
     poll_until("the listener to close", || {
         std::net::TcpStream::connect(rig.outbound).err()
     })
@@ -66,8 +66,12 @@ async fn drain_lets_connections_end() {
 #[tokio::test]
 async fn drain_resets_what_is_left() {
     let rig = Rig::new();
+    *rig.pod.policy.lock().unwrap() = Arc::new(EffectivePolicy {
+        drain_timeout: Duration::from_millis(50),
+        ..EffectivePolicy::default()
+    });
     let (mut client, mut server) = rig.connect(&listen().await).await;
-    within(rig.proxy.drain(Duration::from_millis(50))).await;
+    within(rig.proxy.drain()).await;
     expect_reset(&mut client).await;
     expect_reset(&mut server).await;
     assert_eq!(rig.reason().await, "drained");

@@ -1,10 +1,9 @@
-//! The composition root: builds the parts, owns start order, drain and shutdown.
+//! What `mesh-agent run` was told.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::telemetry::logging::LogFormat;
 
-/// What `mesh-agent run` was told.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
     pub node: String,
@@ -31,13 +30,4 @@ pub struct AgentOptions {
     pub closed_age: Duration,
     /// Label sets of the TCP metrics.
     pub flows_max: usize,
-}
-
-/// Runs the agent until it is told to end.
-///
-/// # Errors
-/// Whatever keeps it from starting.
-pub fn run(options: AgentOptions) -> anyhow::Result<()> {
-    let AgentOptions { node, .. } = options;
-    anyhow::bail!("the agent of node {node} is not composed yet")
 }

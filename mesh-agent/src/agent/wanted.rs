@@ -1,0 +1,37 @@
+//! From the catalog to what capture shall do.
+
+use std::net::IpAddr;
+
+use crate::{
+    capture::WantedPod,
+    catalog::Snapshot,
+    model::{Enrolment, Workload},
+};
+
+/// The workloads of this node that configuration enrols.
+pub(super) fn pods(snapshot: &Snapshot) -> Vec<WantedPod> {
+    snapshot
+        .local_workloads()
+        .filter(|workload| workload.enrolment == Enrolment::Enrolled)
+        .filter_map(|workload| wanted(workload))
+        .collect()
+}
+
+fn wanted(workload: &Workload) -> Option<WantedPod> {
+    Some(WantedPod {
+        name: workload.name.clone(),
+        netns: workload.netns.clone()?,
+        addresses: workload.addresses.clone(),
+        policy: workload.policy.clone(),
+        // Strict mTLS and inbound authorization, which protect a workload, are not there yet.
+        protected: false,
+    })
+}
+
+/// Addresses that only the mesh knows: virtual ones that no workload has.
+pub(super) fn mesh_addresses(snapshot: &Snapshot) -> Vec<IpAddr> {
+    snapshot
+        .vips()
+        .filter(|ip| snapshot.workload_by_address(*ip).is_none())
+        .collect()
+}
