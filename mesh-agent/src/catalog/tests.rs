@@ -215,3 +215,206 @@ fn netns_cookies() {
     catalog.unbind_netns(7);
     assert_eq!(catalog.workload_by_netns(7), None);
 }
+
+#[test]
+fn an_earlier_source_wins() {
+    let catalog = catalog();
+    let (mut first, mut second) = (Source::new(&catalog), Source::new(&catalog));
+    let workload = |name: &str, address: &str, weight: u32| {
+        format!(
+            "apiVersion: mesh.covet.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, namespace: shop, labels: {{app: web}}}}\n\
+             spec: {{addresses: [{address}], weight: {weight}}}\n---\n"
+        )
+    };
+    second.load(
+        &(workload("a", "10.0.0.1", 9)
+            + &workload("b", "10.0.0.2", 9)
+            + &workload("c", "10.0.0.3", 9)),
+    );
+    // The selector of one source reaches workloads of the other.
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80}]}\n---\n";
+    first.load(
+        &(service.to_owned() + &workload("a", "10.0.0.9", 1) + &workload("x", "10.0.0.2", 1)),
+    );
+    let snapshot = catalog.snapshot();
+    let endpoints: Vec<String> = snapshot
+        .upstream(ip("10.96.0.1"), 80)
+        .unwrap()
+        .endpoints
+        .iter()
+        .map(|e| {
+            format!(
+                "{} {}",
+                e.endpoint.workload.as_ref().unwrap().name,
+                e.endpoint.address
+            )
+        })
+        .collect();
+    assert_eq!(
+        endpoints,
+        ["x 10.0.0.2:80", "c 10.0.0.3:80", "a 10.0.0.9:80"]
+    );
+    let said = second.load(&(workload("a", "10.0.0.1", 9) + &workload("b", "10.0.0.2", 9)));
+    assert_eq!(
+        said,
+        [
+            "Workload shop/b has address 10.0.0.2 of Workload shop/x",
+            "Workload shop/a is defined by an earlier source",
+        ]
+    );
+    assert!(
+        catalog
+            .snapshot()
+            .workload_by_address(ip("10.0.0.3"))
+            .is_none()
+    );
+}
+
+/// A model of the incremental builder: a catalog that is built from nothing for each version.
+#[test]
+fn edits_in_steps_lead_where_a_fresh_start_does() {
+    let steps: Vec<String> = vec![
+        SHOP.into(),
+        SHOP.replace(
+            "app: web}}\nspec: {node: n2",
+            "app: other}}\nspec: {node: n2",
+        ),
+        SHOP.replace("10.1.0.9]}\n- ", "10.1.0.2]}\n- "),
+        SHOP.replace(
+            "spec: {addresses: [10.1.0.9]}",
+            "spec: {addresses: [10.1.0.77]}",
+        ),
+        SHOP.replace(
+            "name: web-1, namespace: shop",
+            "name: web-9, namespace: shop",
+        ),
+        // Two services and two workloads change places.
+        SHOP.replace("10.96.0.1,", "10.96.0.7,")
+            .replace("[10.96.0.2]", "[10.96.0.1]"),
+        SHOP.replace("[10.1.0.1,", "[10.1.0.50,")
+            .replace("[10.1.0.2]", "[10.1.0.1]"),
+        SHOP.replace("\"true\"", "\"false\""),
+        SHOP.replace("port: 81", "port: 8181"),
+        SHOP.replace(
+            "kubernetes.io/service-name: db",
+            "kubernetes.io/service-name: web",
+        ),
+        format!(
+            "{SHOP}---\napiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: t, namespace: shop}}\nspec: {{targetRefs: [{{kind: Service, name: web}}], limits: {{maxConnections: 3}}}}\n"
+        ),
+        format!(
+            "{SHOP}---\napiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: t, namespace: shop}}\nspec: {{failPolicy: open}}\n"
+        ),
+        String::new(),
+        SHOP.into(),
+    ];
+    let stepwise = catalog();
+    let mut source = Source::new(&stepwise);
+    for (number, step) in steps.iter().enumerate() {
+        let edge = number == 0 || number == steps.len() - 1;
+        assert!(edge || step != SHOP, "step {number} changes nothing");
+        source.load(step);
+        let fresh = catalog();
+        Source::new(&fresh).load(step);
+        assert_eq!(world(&stepwise), world(&fresh), "step {number}");
+    }
+}
+
+/// All that the queries of a snapshot say.
+fn world(catalog: &Catalog) -> String {
+    let snapshot = catalog.snapshot();
+    let mut lines = Vec::new();
+    for workload in snapshot.workloads() {
+        lines.push(format!("{workload:?}"));
+        for address in &workload.addresses {
+            let owner = snapshot.workload_by_address(*address).unwrap();
+            assert!(Arc::ptr_eq(owner, workload));
+        }
+    }
+    for service in snapshot.services() {
+        lines.push(format!("{service:?}"));
+        for (vip, port, upstream) in snapshot.upstreams_of(service) {
+            assert!(Arc::ptr_eq(snapshot.service_by_vip(vip).unwrap(), service));
+            assert!(Arc::ptr_eq(&upstream.service, service));
+            let endpoints: Vec<_> = upstream.endpoints.iter().map(|e| &e.endpoint).collect();
+            lines.push(format!("{vip} {port} {endpoints:?}"));
+        }
+    }
+    let mut vips: Vec<IpAddr> = snapshot.vips().collect();
+    vips.sort();
+    lines.push(format!("{vips:?}"));
+    lines.join("\n")
+}
+
+/// 10,000 services with 50,000 endpoints, half of them by selector, half in slices.
+#[test]
+fn a_large_mesh() {
+    use std::fmt::Write as _;
+    const SERVICES: u32 = 10_000;
+    let address =
+        |base: u32, n: u32| std::net::Ipv4Addr::from((base << 24) + (n / 250 << 8) + n % 250 + 1);
+    let mut text = String::new();
+    for s in 0..SERVICES {
+        let vip = address(11, s);
+        let by_selector = s % 2 == 0;
+        let selector = if by_selector {
+            format!(", selector: {{app: a{s}}}")
+        } else {
+            String::new()
+        };
+        writeln!(text, "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s{s}}}\nspec: {{clusterIP: {vip}, ports: [{{port: 80, targetPort: 8080}}]{selector}}}").unwrap();
+        let endpoints = (0..5).map(|e| address(12, s * 5 + e));
+        if by_selector {
+            for endpoint in endpoints {
+                writeln!(text, "---\napiVersion: mesh.covet.dev/v1alpha1\nkind: Workload\nmetadata: {{name: w{}, labels: {{app: a{s}}}}}\nspec: {{addresses: [{endpoint}]}}", u32::from(endpoint)).unwrap();
+            }
+        } else {
+            let list: Vec<String> = endpoints.map(|e| format!("{{addresses: [{e}]}}")).collect();
+            writeln!(text, "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: e{s}, labels: {{kubernetes.io/service-name: s{s}}}}}\naddressType: IPv4\nports: [{{port: 8080}}]\nendpoints: [{}]", list.join(", ")).unwrap();
+        }
+    }
+    let catalog = catalog();
+    let mut source = Source::new(&catalog);
+    source.load(&text);
+    let before = catalog.snapshot();
+    assert_eq!(
+        (before.services().len(), before.vips().len()),
+        (10_000, 10_000)
+    );
+    let endpoints: usize = before.services().map(|s| s.ports[0].endpoints.len()).sum();
+    assert_eq!(endpoints, 50_000);
+    for s in [0, 1, 4_999, 9_998, 9_999] {
+        let upstream = before.upstream(address(11, s).into(), 80).unwrap();
+        let addresses: Vec<_> = upstream
+            .endpoints
+            .iter()
+            .map(|e| e.endpoint.address.ip())
+            .collect();
+        let expected: Vec<IpAddr> = (0..5).map(|e| address(12, s * 5 + e).into()).collect();
+        assert_eq!(addresses, expected);
+    }
+
+    // One endpoint of one service changes: nothing else may be made anew.
+    let old = format!("[{}]", address(12, 777 * 5));
+    assert_eq!(text.matches(&old).count(), 1);
+    source.load(&text.replace(&old, "[13.0.0.1]"));
+    let after = catalog.snapshot();
+    let mut made_anew = Vec::new();
+    for (old, new) in before.services().zip(after.services()) {
+        if !Arc::ptr_eq(old, new) {
+            made_anew.push(new.name.to_string());
+        }
+    }
+    assert_eq!(made_anew, ["default/s777"]);
+    assert!(
+        before
+            .workloads()
+            .zip(after.workloads())
+            .all(|(old, new)| Arc::ptr_eq(old, new))
+    );
+    let upstream = after.upstream(address(11, 777).into(), 80).unwrap();
+    assert_eq!(
+        upstream.endpoints[4].endpoint.address.to_string(),
+        "13.0.0.1:8080"
+    );
+}

@@ -124,3 +124,6 @@ fn merge(levels: &[&MeshPolicySpec], exceptions: &[IpNet]) -> EffectivePolicy {
             .map_or(defaults.drain_timeout, |duration| duration.0),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,3 +44,4 @@ fn every_format_of_a_schema_is_checked() {
 mod loading;
 mod messages;
 mod properties;
+mod published;

@@ -1,0 +1,81 @@
+//! What is committed beside the code: JSON Schemas, samples, and the reference page. Set `MESH_BLESS=1` to write the
+//! schemas anew: `MESH_BLESS=1 cargo test -p mesh-agent published`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value as Json;
+
+use crate::api::{load_dir, schema::Kind};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+#[test]
+fn schemas_are_those_of_the_types() {
+    let mut stale = Vec::new();
+    for kind in Kind::ALL {
+        let name = format!("docs/reference/schema/{}.json", kind.name().to_lowercase());
+        let path = root().join(&name);
+        let text = serde_json::to_string_pretty(&kind.schema()).unwrap() + "\n";
+        if std::env::var_os("MESH_BLESS").is_some() {
+            fs::write(&path, &text).unwrap();
+        } else if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
+            stale.push(name);
+        }
+    }
+    assert!(
+        stale.is_empty(),
+        "{stale:?} are stale: MESH_BLESS=1 cargo test -p mesh-agent published"
+    );
+}
+
+#[test]
+fn samples_load_without_a_word() {
+    let (config, warnings) = match load_dir(&root().join("deploy/samples")) {
+        Ok(loaded) => loaded,
+        Err(errors) => panic!("{errors:#?}"),
+    };
+    let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert!(warnings.is_empty(), "{warnings:#?}");
+    assert_eq!(config.services.len(), 2);
+    assert_eq!(config.mesh_policies.len(), 3);
+}
+
+/// Every field that a user may write stands in the reference, in backquotes.
+#[test]
+fn the_reference_names_every_field() {
+    fn fields(schema: &Json, found: &mut Vec<String>) {
+        match schema {
+            Json::Object(object) => {
+                if let Some(Json::Object(properties)) = object.get("properties") {
+                    found.extend(properties.keys().cloned());
+                }
+                object.values().for_each(|value| fields(value, found));
+            }
+            Json::Array(items) => items.iter().for_each(|item| fields(item, found)),
+            _ => {}
+        }
+    }
+    let page = fs::read_to_string(root().join("docs/reference/resources.md")).unwrap();
+    let mut missing = Vec::new();
+    for kind in Kind::ALL {
+        let mut found = Vec::new();
+        fields(&kind.schema(), &mut found);
+        for field in found {
+            let named = [
+                format!("`{field}`"),
+                format!(".{field}`"),
+                format!(".{field}[]`"),
+            ];
+            if !named.iter().any(|name| page.contains(name.as_str())) {
+                missing.push(format!("{}: {field}", kind.name()));
+            }
+        }
+    }
+    missing.dedup();
+    assert!(missing.is_empty(), "{missing:#?}");
+}
