@@ -27,7 +27,7 @@ use self::{
     view::View,
 };
 use crate::{
-    admin::{self, AdminState, LocalSocket},
+    admin::{self, AdminError, AdminState, LocalSocket},
     api::Environment,
     capture::{Capture, CaptureOptions, PodEvent},
     catalog::{Catalog, CatalogOptions},
@@ -38,6 +38,9 @@ use crate::{
 
 /// After a drain, resets are given this long to leave before the process goes.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How long an agent of the same name may take to be gone.
+const DYING: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Runs the agent until a signal or `mesh-agent release` ends it.
 ///
@@ -77,7 +80,7 @@ async fn serve(
     let nofile = proxy::raise_nofile().context("cannot raise the limit of open files")?;
 
     // What others may hold is asked for first: a second agent of this name must fail before it touches anything.
-    let socket = LocalSocket::bind(&options.socket)?;
+    let socket = admin_socket(&options).await?;
     let public = TcpListener::bind(options.metrics_addr)
         .await
         .with_context(|| {
@@ -170,6 +173,19 @@ async fn serve(
     drop(source);
     tasks.shutdown().await;
     Ok(())
+}
+
+/// Binds the admin socket. One that was killed a moment ago still holds its own until the kernel has taken it apart.
+async fn admin_socket(options: &AgentOptions) -> Result<LocalSocket, AdminError> {
+    let begun = Instant::now();
+    loop {
+        match LocalSocket::bind(&options.socket) {
+            Err(AdminError::AlreadyRunning { .. }) if begun.elapsed() < DYING => {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Loads the directory. A first configuration that is wrong keeps the agent from starting: nothing good is in effect

@@ -65,6 +65,8 @@ impl PodState {
 pub(super) struct Table {
     wanted: HashMap<ResourceName, WantedPod>,
     slots: BTreeMap<ResourceName, Slot>,
+    /// Somebody has said what is wanted. Before, all that an earlier agent captured stays captured.
+    asked: bool,
     /// What an earlier agent left was looked through.
     swept: bool,
     /// Nothing is enrolled any more.
@@ -100,6 +102,7 @@ impl Slot {
 
 impl Table {
     pub(super) fn set_wanted(&mut self, wanted: Vec<WantedPod>) {
+        self.asked = true;
         self.wanted = wanted.into_iter().map(|w| (w.name.clone(), w)).collect();
         // What was asked for anew is tried at once.
         self.retry_failed(|_| true);
@@ -297,7 +300,11 @@ impl Capture {
             .buffer_unordered(AT_ONCE)
             .collect::<Vec<()>>()
             .await;
-        if !self.table().swept {
+        let sweep = {
+            let table = self.table();
+            table.asked && !table.swept
+        };
+        if sweep {
             self.sweep().await;
         }
     }
