@@ -15,9 +15,10 @@ use std::{
 
 use super::{
     Config, Environment,
-    document::{self, Document},
-    error::{ConfigError, Warning},
+    document::{self, Document, Resource},
+    error::{ConfigError, Severity, Warning},
     path::Path,
+    quick::Known,
     validate::{self, Findings, Placed},
 };
 
@@ -38,6 +39,8 @@ pub struct Outcome {
     pub files_read: usize,
     /// Files in the directory.
     pub files: usize,
+    /// Whether the warnings are those of this configuration; otherwise they are left out, and a full load gives them.
+    pub complete: bool,
 }
 
 /// A directory and what was parsed of it so far.
@@ -46,6 +49,8 @@ pub struct Loader {
     dir: PathBuf,
     environment: Environment,
     files: BTreeMap<PathBuf, CachedFile>,
+    /// The last configuration that was good, for edits that can be judged by themselves.
+    known: Option<Known>,
 }
 
 #[derive(Debug)]
@@ -54,6 +59,35 @@ struct CachedFile {
     stamp: Option<Stamp>,
     documents: Vec<(u32, Arc<Document>)>,
     error: Option<ConfigError>,
+}
+
+impl CachedFile {
+    /// Whether nothing is wrong with any of its documents.
+    fn is_good(&self) -> bool {
+        let mut problems = self
+            .documents
+            .iter()
+            .flat_map(|(_, document)| &document.problems);
+        problems.all(|problem| problem.severity == Severity::Warning)
+    }
+}
+
+/// All resources by kind, unchecked.
+fn gather<'a>(files: impl Iterator<Item = &'a CachedFile>) -> Config {
+    let mut config = Config::default();
+    for (_, document) in files.flat_map(|file| &file.documents) {
+        for (_, resource) in &document.resources {
+            match resource {
+                Resource::Namespace(object) => config.namespaces.push(Arc::clone(object)),
+                Resource::Service(object) => config.services.push(Arc::clone(object)),
+                Resource::EndpointSlice(object) => config.endpoint_slices.push(Arc::clone(object)),
+                Resource::Workload(object) => config.workloads.push(Arc::clone(object)),
+                Resource::MeshPolicy(object) => config.mesh_policies.push(Arc::clone(object)),
+                Resource::TrafficPolicy(object) => config.traffic_policies.push(Arc::clone(object)),
+            }
+        }
+    }
+    config
 }
 
 /// Changes whenever the content of a file does.
@@ -84,7 +118,46 @@ impl Loader {
             dir: dir.into(),
             environment,
             files: BTreeMap::new(),
+            known: None,
         }
+    }
+
+    /// As `load`, when nothing but these files changed. A small edit that is surely good takes effect without looking
+    /// at everything else; the outcome is then not `complete`.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn load_changed(&mut self, paths: &HashSet<PathBuf>) -> Result<Outcome, Vec<ConfigError>> {
+        let Some(mut known) = self.known.take() else {
+            return self.load();
+        };
+        for path in paths {
+            let previous = self.files.remove(path);
+            match fs::metadata(path) {
+                Ok(metadata) if metadata.is_file() => {
+                    let file = read(path, previous);
+                    let good = file.error.is_none() && file.is_good();
+                    self.files.insert(path.clone(), file);
+                    if !good {
+                        return self.load();
+                    }
+                }
+                Ok(_) => return self.load(),
+                Err(_) => {}
+            }
+        }
+        let config = gather(self.files.values());
+        if !known.accepts(&config) {
+            return self.load();
+        }
+        self.known = Some(known);
+        Ok(Outcome {
+            config,
+            warnings: Vec::new(),
+            files_read: paths.len(),
+            files: self.files.len(),
+            complete: false,
+        })
     }
 
     /// Whether a load would read anything again.
@@ -129,13 +202,16 @@ impl Loader {
             .map(|(path, cached)| (path.as_path(), cached.documents.as_slice()));
         let config = check(files, &self.environment, &mut findings);
         if !findings.errors.is_empty() {
+            self.known = None;
             return Err(findings.errors);
         }
+        self.known = Some(Known::new(&config));
         Ok(Outcome {
             config,
             warnings: findings.warnings,
             files_read,
             files: self.files.len(),
+            complete: true,
         })
     }
 }
@@ -342,7 +418,7 @@ pub(crate) fn list(dir: &FilePath) -> Result<BTreeMap<PathBuf, Stamp>, Vec<Confi
     }
 }
 
-fn is_yaml(path: &FilePath) -> bool {
+pub(crate) fn is_yaml(path: &FilePath) -> bool {
     path.extension()
         .is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
 }

@@ -4,6 +4,7 @@
 //! through `loader` (files, caches) and `validate` (the checks that need all resources). A directory is one
 //! transaction: it loads as a whole, or all of its errors are reported and nothing of it is used.
 
+mod diff;
 mod document;
 mod error;
 mod format;
@@ -13,6 +14,7 @@ mod local;
 mod metadata;
 mod node_de;
 mod path;
+mod quick;
 mod refused;
 pub mod schema;
 mod selector;
@@ -25,9 +27,11 @@ mod tests;
 
 use std::{path::Path, sync::Arc};
 
+pub use diff::Diff;
 pub use error::{ConfigError, Warning};
 pub use format::{Cidr, ClusterIp, GepDuration, UnicastIp};
 pub use kinds::*;
+pub(crate) use loader::is_yaml;
 pub use loader::{Loader, Outcome};
 pub use metadata::{
     DEFAULT_NAMESPACE, ENABLED_LABEL, Labels, Object, ObjectMeta, SERVICE_NAME_LABEL,

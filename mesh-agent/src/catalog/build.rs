@@ -2,10 +2,8 @@
 
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
-use super::{
-    CatalogOptions, diff::Diff, services::Services, snapshot::Snapshot, workloads::Workloads,
-};
-use crate::api::Config;
+use super::{CatalogOptions, services::Services, snapshot::Snapshot, workloads::Workloads};
+use crate::api::{Config, Diff};
 
 /// Remembers what the last snapshot was made of, with the indexes that say who depends on whom.
 #[derive(Debug)]

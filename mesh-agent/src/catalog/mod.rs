@@ -4,7 +4,6 @@
 //! what it touches (`build`), and everything else is shared with the snapshot before.
 
 mod build;
-mod diff;
 mod merge;
 mod services;
 mod snapshot;

@@ -8,11 +8,9 @@ use std::{
     time::Instant,
 };
 
-use super::{
-    build::keep_equal, diff::Diff, snapshot::Snapshot, upstream::Upstream, workloads::Workloads,
-};
+use super::{build::keep_equal, snapshot::Snapshot, upstream::Upstream, workloads::Workloads};
 use crate::{
-    api::{self, Object, SERVICE_NAME_LABEL, TargetPort, contains_all},
+    api::{self, Diff, Object, SERVICE_NAME_LABEL, TargetPort, contains_all},
     model::{AppProtocol, Endpoint, ResourceName, Service, ServicePort, TrafficPolicy},
     resilience::Permits,
 };

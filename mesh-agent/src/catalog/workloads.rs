@@ -5,9 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{CatalogOptions, build::keep_equal, diff::Diff, snapshot::Snapshot};
+use super::{CatalogOptions, build::keep_equal, snapshot::Snapshot};
 use crate::{
-    api::{self, Config, ENABLED_LABEL, Object, contains_all},
+    api::{self, Config, Diff, ENABLED_LABEL, Object, contains_all},
     model::{EffectivePolicy, Enrolment, NotEnrolled, ResourceName, Workload},
     policy::MeshPolicies,
 };

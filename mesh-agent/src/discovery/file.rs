@@ -4,7 +4,7 @@
 use std::{
     collections::HashSet,
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender},
@@ -19,7 +19,7 @@ use super::{
     watch::{DirWatch, Message},
 };
 use crate::{
-    api::{Environment, Loader},
+    api::{Environment, Loader, is_yaml},
     catalog::{Catalog, SourceId},
 };
 
@@ -77,8 +77,11 @@ impl FileSource {
             files: 0,
             emptied: false,
             awaits_netns: false,
+            changed: Changed::default(),
+            incomplete: false,
+            dir: options.dir,
         };
-        follower.load();
+        follower.load(&Changed::everything());
         let thread = std::thread::Builder::new()
             .name("mesh-config".to_owned())
             .spawn(move || follower.run(&messages))?;
@@ -115,7 +118,37 @@ impl Drop for FileSource {
     }
 }
 
+/// What is known of the changes that were not taken up yet.
+#[derive(Debug, Default)]
+struct Changed {
+    paths: HashSet<PathBuf>,
+    /// Something may have changed that is not among `paths`.
+    unsure: bool,
+}
+
+impl Changed {
+    fn everything() -> Self {
+        Self {
+            unsure: true,
+            ..Self::default()
+        }
+    }
+
+    fn note(&mut self, dir: &Path, path: PathBuf) {
+        let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
+        let below = path.strip_prefix(dir).unwrap_or(&path);
+        let in_hidden = below.iter().any(hidden);
+        if is_yaml(&path) && !in_hidden {
+            self.paths.insert(path);
+        } else if !std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            // A folder, a link to one, or what was one and is gone. Any other file is none of ours.
+            self.unsure = true;
+        }
+    }
+}
+
 struct Follower {
+    dir: PathBuf,
     catalog: Arc<Catalog>,
     source: SourceId,
     watch: DirWatch,
@@ -128,6 +161,9 @@ struct Follower {
     emptied: bool,
     /// A warning says that a network namespace does not exist yet, which no file event will take back.
     awaits_netns: bool,
+    changed: Changed,
+    /// What is applied was judged by itself; the full check is due at the second look.
+    incomplete: bool,
 }
 
 impl Follower {
@@ -139,53 +175,76 @@ impl Follower {
                 .ready_at()
                 .map_or(look_at, |ready| ready.min(look_at));
             match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(Message::Changed(path, change)) => settle.event(&path, change, Instant::now()),
-                Ok(Message::Reload) => settle.touch(Duration::ZERO, Instant::now()),
+                Ok(Message::Changed(path, change)) => {
+                    settle.event(&path, change, Instant::now());
+                    self.changed.note(&self.dir, path);
+                }
+                Ok(Message::Reload) => {
+                    self.changed.unsure = true;
+                    settle.touch(Duration::ZERO, Instant::now());
+                }
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let now = Instant::now();
             if self.watch.take_overflow() {
+                self.changed.unsure = true;
                 settle.touch(Duration::ZERO, now);
             }
             if settle.ready_at().is_some_and(|ready| ready <= now) {
                 settle.clear();
-                self.watch.arm();
-                self.load();
+                self.changed.unsure |= self.watch.arm() || self.emptied;
+                let changed = std::mem::take(&mut self.changed);
+                self.load(&changed);
                 look_at = Instant::now() + SECOND_LOOK;
             } else if look_at <= now {
                 look_at = now + self.poll;
-                if self.emptied {
-                    self.load();
+                if self.emptied || self.incomplete {
+                    self.load(&Changed::everything());
                 } else if self.watch.arm() || self.loader.has_changed() {
+                    self.changed.unsure = true;
                     settle.touch(POLLED, now);
                 } else if self.awaits_netns {
-                    self.load();
+                    self.load(&Changed::everything());
                 }
             }
         }
     }
 
-    fn load(&mut self) {
+    fn load(&mut self, changed: &Changed) {
         let started = Instant::now();
-        match self.loader.load() {
+        let outcome = if changed.unsure {
+            self.loader.load()
+        } else {
+            self.loader.load_changed(&changed.paths)
+        };
+        match outcome {
             Ok(outcome) if outcome.files == 0 && self.files > 0 && !self.emptied => {
                 self.emptied = true;
             }
             Ok(outcome) => {
                 self.emptied = false;
                 self.files = outcome.files;
-                self.awaits_netns = outcome.warnings.iter().any(|w| w.field.ends_with("netns"));
+                self.incomplete = !outcome.complete;
+                if outcome.complete {
+                    self.awaits_netns = outcome.warnings.iter().any(|w| w.field.ends_with("netns"));
+                }
                 let resources = outcome.config.resources();
                 let mut warnings: Vec<String> =
                     outcome.warnings.iter().map(ToString::to_string).collect();
+                if self.incomplete {
+                    // Those of the version before, until the second look.
+                    warnings.clone_from(&self.state.get().warnings);
+                }
                 let before = self.catalog.load().version;
-                warnings.extend(self.catalog.apply(self.source, outcome.config));
+                let yielded = self.catalog.apply(self.source, outcome.config);
+                warnings.extend(yielded.into_iter().filter(|_| !self.incomplete));
                 let changed = self.catalog.load().version != before;
                 self.applied(resources, warnings, changed, outcome.files_read, started);
             }
             Err(errors) => {
                 self.emptied = false;
+                self.incomplete = false;
                 self.refused(errors.iter().map(ToString::to_string).collect());
             }
         }

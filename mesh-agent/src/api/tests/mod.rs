@@ -45,3 +45,4 @@ mod loading;
 mod messages;
 mod properties;
 mod published;
+mod quick;

@@ -3,15 +3,15 @@
 use std::{collections::HashSet, sync::Arc};
 
 #[derive(Debug)]
-pub(super) struct Diff<'a, T> {
-    pub(super) removed: Vec<&'a Arc<T>>,
-    pub(super) added: Vec<&'a Arc<T>>,
+pub struct Diff<'a, T> {
+    pub removed: Vec<&'a Arc<T>>,
+    pub added: Vec<&'a Arc<T>>,
 }
 
 impl<'a, T> Diff<'a, T> {
     /// A changed resource is both removed and added. Lists mostly agree but for a short stretch, which is all that is
     /// looked at closely.
-    pub(super) fn between(old: &'a [Arc<T>], new: &'a [Arc<T>]) -> Self {
+    pub fn between(old: &'a [Arc<T>], new: &'a [Arc<T>]) -> Self {
         let same_head = old
             .iter()
             .zip(new)
@@ -39,12 +39,12 @@ impl<'a, T> Diff<'a, T> {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.removed.is_empty() && self.added.is_empty()
     }
 
     /// Removed, then added.
-    pub(super) fn all(&self) -> impl Iterator<Item = &'a Arc<T>> + '_ {
+    pub fn all(&self) -> impl Iterator<Item = &'a Arc<T>> + '_ {
         self.removed.iter().chain(&self.added).copied()
     }
 }
