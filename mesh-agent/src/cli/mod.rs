@@ -47,6 +47,7 @@ pub struct Cli {
 
 /// Options of every command.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// Name of the node whose agent is meant [default: run: the host's name; others: the only one that runs here]
     #[arg(long, global = true, value_name = "NAME", value_parser = reach::node_name)]
@@ -55,7 +56,14 @@ pub struct Global {
     #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// How to print
-    #[arg(short, long, global = true, value_enum, default_value_t)]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t
+    )]
     output: Format,
     /// Only this namespace
     #[arg(short, long, global = true, value_name = "NAMESPACE")]

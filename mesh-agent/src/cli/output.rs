@@ -14,7 +14,6 @@ use super::{failure::Failure, table::Table};
 pub(super) enum Format {
     #[default]
     Table,
-    /// A table with more columns
     Wide,
     Json,
     Yaml,

@@ -118,10 +118,20 @@ impl Directory for World {
 }
 
 /// The map, and how often it was written.
+pub(super) struct Hook(pub(super) Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Store {
     pub(super) records: Mutex<HashMap<u64, ConnRecord>>,
     pub(super) writes: Mutex<Vec<u64>>,
+    /// Called once, after the map was read and before what was read is given back.
+    pub(super) after_reading: Mutex<Option<Hook>>,
 }
 
 impl Store {
@@ -140,7 +150,12 @@ impl Store {
 
 impl ConnStore for Store {
     fn read_conns(&self) -> Vec<(u64, ConnRecord)> {
-        lock(&self.records).iter().map(|(k, v)| (*k, *v)).collect()
+        let read = lock(&self.records).iter().map(|(k, v)| (*k, *v)).collect();
+        let hook = lock(&self.after_reading).take();
+        if let Some(Hook(hook)) = hook {
+            hook();
+        }
+        read
     }
 
     fn read_conn(&self, cookie: u64) -> Option<ConnRecord> {

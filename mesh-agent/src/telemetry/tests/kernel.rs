@@ -200,3 +200,20 @@ fn listen_events_are_none_of_ours() {
     });
     assert!(t.closed_connections().is_empty());
 }
+
+#[test]
+fn an_end_while_the_map_is_read_is_counted_once() {
+    let (t, store) = telemetry(defaults());
+    let mut kernel = record(Direction::Outbound, Path::Passthrough);
+    kernel.bytes_sent = 10;
+    store.put(11, kernel);
+    let ending = t.clone();
+    *crate::telemetry::lock(&store.after_reading) = Some(super::fake::Hook(Box::new(move || {
+        end(&ending, 11, closed(kernel, KernelClose::FinLocalFirst));
+    })));
+    t.refresh(10);
+    let text = t.exposition();
+    assert_eq!(sum(&text, "istio_tcp_connections_opened_total", &[]), 1);
+    assert_eq!(sum(&text, "istio_tcp_received_bytes_total", &[]), 10);
+    assert_eq!(sum(&text, "mesh_connections_active", &[]), 0);
+}
