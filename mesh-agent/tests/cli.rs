@@ -1,4 +1,5 @@
 //! The binary against a served admin socket: exit codes, formats, pipes.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{
     io::Read as _,

@@ -41,14 +41,10 @@ impl Live {
         lock(self.shard(key)).insert(key, conn.clone());
     }
 
-    /// Removes exactly this connection.
-    pub(super) fn remove(&self, conn: &Arc<Conn>) {
+    /// Removes a connection; keys are never shared.
+    pub(super) fn remove(&self, conn: &Conn) {
         let key = conn.key.load(Ordering::Relaxed);
-        if let Entry::Occupied(slot) = lock(self.shard(key)).entry(key)
-            && Arc::ptr_eq(slot.get(), conn)
-        {
-            slot.remove();
-        }
+        lock(self.shard(key)).remove(&key);
     }
 
     pub(super) fn get(&self, key: u64) -> Option<Arc<Conn>> {

@@ -293,3 +293,23 @@ fn the_upstream_leg_is_measured_while_it_lives() {
     );
     guard.finish(Reason::Completed);
 }
+
+#[test]
+fn a_round_that_still_holds_a_finished_connection_counts_nothing() {
+    let (t, _) = telemetry(TelemetryOptions::default());
+    let guard = t.open(outbound(11));
+    guard.established(None);
+    let held = t.shared.live.get(11).unwrap();
+    guard.counters().add_sent(1);
+    guard.finish(Reason::Completed);
+    held.counters.add_sent(1);
+    let mut progress = crate::telemetry::lock(&held.progress);
+    let counted = t
+        .shared
+        .count(&held, &mut progress, std::time::Instant::now(), false);
+    assert!(counted.is_none());
+    drop(progress);
+    let text = t.exposition();
+    assert_eq!(sum(&text, "istio_tcp_connections_opened_total", &[]), 1);
+    assert_eq!(sum(&text, "istio_tcp_received_bytes_total", &[]), 1);
+}

@@ -95,7 +95,7 @@ fn every_sample_has_a_type_and_a_help() {
         ),
         1
     );
-    assert_eq!(sum(&text, "process_max_fds", &[]) > 0, true);
+    assert!(sum(&text, "process_max_fds", &[]) > 0);
 }
 
 #[test]
