@@ -101,7 +101,13 @@ pub(super) fn refresh(maps: &Maps, pods: &HashMap<u64, Arc<Enrolled>>) -> io::Re
             let Some(inner) = inner.as_mut() else {
                 continue;
             };
-            diag::find(&mut inner.diag, &record.local, &record.remote, cookie)?
+            match diag::find(&mut inner.diag, &record.local, &record.remote, cookie) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    tracing::debug!(workload = %pod.pod.name, %error, "cannot look at a connection");
+                    continue;
+                }
+            }
         };
         let lives = |s: &&Socket| s.state != state::TIME_WAIT && s.state != state::CLOSE;
         if let Some(socket) = socket.as_ref().filter(lives) {

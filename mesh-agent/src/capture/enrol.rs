@@ -212,6 +212,7 @@ impl Shared {
             listeners: made,
             addresses: Vec::new(),
             listening: Vec::new(),
+            missing: HashSet::new(),
             exclusions: Exclusions::default(),
             wanted: wanted.clone(),
             capture,
@@ -241,6 +242,7 @@ impl Shared {
             &inner.listeners,
             &inner.addresses,
             seeded.get(&cookie).unwrap_or(&HashSet::new()),
+            &mut inner.missing,
         )
         .map_err(EnrolError::io(
             "cannot read the listening sockets over sock_diag",

@@ -46,6 +46,8 @@ pub(super) struct Inner {
     pub listeners: Vec<Listener>,
     pub addresses: Vec<IpAddr>,
     pub listening: Vec<SocketAddr>,
+    /// Entries of `listen_ports` whose listener was missing at the last look.
+    pub missing: HashSet<Addr>,
     pub exclusions: Exclusions,
     pub wanted: WantedPod,
     /// `WL_OUTBOUND | WL_INBOUND`, as far as capture is on.
@@ -89,15 +91,18 @@ impl Enrolled {
             .push(AbortOnDrop(task));
     }
 
-    /// Closes everything that keeps the namespace alive, but what the proxy has.
-    pub(super) fn let_go(&self) {
+    /// Closes what capture holds of the namespace. If that is `gone`, the pod's sockets too: they would keep it alive.
+    /// Otherwise connections that the proxy still carries may need more of them.
+    pub(super) fn let_go(&self, gone: bool) {
         self.tasks
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
         let inner = self.lock().take();
         drop(inner);
-        self.pod.close();
+        if gone {
+            self.pod.close();
+        }
     }
 
     /// True if its path leads to another namespace now, or nowhere.
@@ -113,7 +118,7 @@ impl Enrolled {
         let Some(inner) = inner.as_mut() else {
             return Ok(());
         };
-        if inner.wanted.policy == wanted.policy && inner.wanted.protected == wanted.protected {
+        if inner.wanted == *wanted {
             return Ok(());
         }
         inner.wanted = wanted.clone();
@@ -146,11 +151,12 @@ impl Enrolled {
     }
 
     /// Reads where applications listen and brings `listen_ports` to it. `found` is what stands there for this pod.
-    pub(super) fn sync_listening(&self, maps: &Maps, found: &HashSet<Addr>) -> io::Result<()> {
+    /// False if another look is needed soon.
+    pub(super) fn sync_listening(&self, maps: &Maps, found: &HashSet<Addr>) -> io::Result<bool> {
         let cookie = self.cookie();
         let mut inner = self.lock();
         let Some(inner) = inner.as_mut() else {
-            return Ok(());
+            return Ok(true);
         };
         inner.listening = listening::sync(
             maps,
@@ -159,8 +165,9 @@ impl Enrolled {
             &inner.listeners,
             &inner.addresses,
             found,
+            &mut inner.missing,
         )?;
-        Ok(())
+        Ok(inner.missing.is_empty())
     }
 }
 

@@ -17,8 +17,9 @@ use super::{
 
 /// Reads the pod's listeners and brings the map's entries of `netns` to them. Returns where applications listen.
 ///
-/// Only entries of this pod in `known` and those the kernel added since are looked at, by `found`: walking the whole
-/// map for each pod would be quadratic.
+/// `found` is what stands in the map for this pod, read before; walking the whole map for each pod would be quadratic.
+/// An entry goes when its listener is `missing` at two looks: the kernel program adds an entry a moment before the
+/// socket is among the listening ones.
 pub(super) fn sync(
     maps: &Maps,
     netns: u64,
@@ -26,6 +27,7 @@ pub(super) fn sync(
     own: &[Listener],
     addresses: &[IpAddr],
     found: &HashSet<Addr>,
+    missing: &mut HashSet<Addr>,
 ) -> io::Result<Vec<SocketAddr>> {
     let mut listening = Vec::new();
     let mut wanted = HashSet::new();
@@ -43,12 +45,15 @@ pub(super) fn sync(
     for addr in wanted.difference(found) {
         maps.listen_ports.insert(&key(addr), &1)?;
     }
-    for addr in found
+    let absent = found
         .difference(&wanted)
-        .filter(|a| a.port != SELF_TEST_PORT)
-    {
+        .filter(|a| a.port != SELF_TEST_PORT);
+    let (gone, doubtful): (HashSet<Addr>, HashSet<Addr>) =
+        absent.partition(|a| missing.contains(a));
+    for addr in &gone {
         maps.listen_ports.remove(&key(addr))?;
     }
+    *missing = doubtful;
     listening.sort();
     listening.dedup();
     Ok(listening)

@@ -72,9 +72,18 @@ impl SocketPool {
             (state.sockets.pop_front(), state.sockets.len())
         };
         let Some(socket) = socket else {
-            self.grow();
-            let n = self.target.load(Ordering::Relaxed).max(1);
-            let mut made = self.make(n).await?;
+            // One taker makes a batch, the others their own: a burst must not make a batch each.
+            let batch = !self.filling.swap(true, Ordering::AcqRel);
+            let made = if batch {
+                self.grow();
+                self.make(self.target.load(Ordering::Relaxed)).await
+            } else {
+                self.make(1).await
+            };
+            if batch {
+                self.filling.store(false, Ordering::Release);
+            }
+            let mut made = made?;
             let first = made.pop().ok_or(io::ErrorKind::NotConnected)?;
             self.store(made);
             return Ok(first);
@@ -149,7 +158,8 @@ impl SocketPool {
         let mut state = self.lock();
         // Closed meanwhile: dropping them lets the namespace die.
         if state.netns.is_some() {
-            state.sockets.extend(made);
+            let room = LARGEST.saturating_sub(state.sockets.len());
+            state.sockets.extend(made.into_iter().take(room));
         }
     }
 

@@ -18,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const DEADLINE: Duration = Duration::from_secs(15);
 
 /// Stops capturing, waits until everything that was captured has been accepted, then removes what was made for the
-/// workload. The caller tells the proxy afterwards, then calls [`Enrolled::let_go`].
+/// workload. The caller tells the proxy afterwards, then calls [`Enrolled::let_go`] itself.
 pub(super) async fn release(shared: &Shared, enrolled: &Enrolled) -> Vec<String> {
     let cookie = enrolled.cookie();
     if !enrolled.is_gone() {

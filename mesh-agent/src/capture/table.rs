@@ -333,7 +333,7 @@ impl Capture {
         let removed = release::release(&self.shared, &enrolled).await;
         let gone = enrolled.is_gone();
         let _ = self.pods.send(PodEvent::Released { cookie, gone }).await;
-        enrolled.let_go();
+        enrolled.let_go(gone);
         self.shared.claims().remove(&cookie);
         tracing::info!(workload = %name, netns = cookie, gone, removed = removed.join(", "), "released");
         self.table().slots.remove(&name);

@@ -109,7 +109,14 @@ fn look_at_listeners(capture: &Capture, more: usize) {
         others.sort_by_key(|p| p.cookie());
         let begin = capture.rotation.fetch_add(more, Ordering::Relaxed);
         let n = others.len();
-        due.extend((0..more.min(n)).filter_map(|i| Some((*others.get((begin + i) % n)?).clone())));
+        let turn = (0..more.min(n)).filter_map(|i| others.get((begin + i) % n).copied());
+        for pod in turn {
+            // A notice may have been lost, or an address was another's when it came.
+            if let Err(error) = pod.sync_addresses(&capture.shared.maps) {
+                tracing::warn!(workload = %pod.pod.name, %error, "an address is not captured");
+            }
+            due.push(pod.clone());
+        }
     }
     if due.is_empty() {
         return;
@@ -121,9 +128,16 @@ fn look_at_listeners(capture: &Capture, more: usize) {
     };
     for pod in due {
         let here = found.get(&pod.cookie()).cloned().unwrap_or_default();
-        if let Err(error) = pod.sync_listening(maps, &here) {
-            tracing::warn!(workload = %pod.pod.name, %error, "cannot look at its listening sockets");
-            pod.dirty.store(true, Ordering::Relaxed);
+        match pod.sync_listening(maps, &here) {
+            Ok(true) => {}
+            Ok(false) => {
+                pod.dirty.store(true, Ordering::Relaxed);
+                capture.listeners_changed.notify_one();
+            }
+            Err(error) => {
+                tracing::warn!(workload = %pod.pod.name, %error, "cannot look at its listening sockets");
+                pod.dirty.store(true, Ordering::Relaxed);
+            }
         }
     }
 }

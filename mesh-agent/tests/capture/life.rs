@@ -3,6 +3,7 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
@@ -122,6 +123,90 @@ fn release_leaves_nothing_and_cuts_nothing() {
     assert!(said.iter().any(|s| s.contains("map conns")), "{said:?}");
     assert!(!pins.dir().exists());
     assert_eq!(echo(before, b"still here"), b"still here");
+}
+
+#[test]
+fn enrolling_and_releasing_under_load_loses_no_connection() {
+    if !is_root() {
+        return;
+    }
+    let pins = Pins(node());
+    let (a, b) = wire();
+    b.serve("0.0.0.0:8080");
+    let to = SocketAddr::new(b.v4.into(), 8080);
+    let agent = Agent::start(&pins.0);
+    let stop = AtomicBool::new(false);
+    let counts = std::thread::scope(|s| {
+        let dial = || {
+            a.run(|| {
+                let (mut captured, mut plain) = (0, 0);
+                while !stop.load(Ordering::Relaxed) {
+                    let mut stream =
+                        std::net::TcpStream::connect_timeout(&to, SOON).expect("connect");
+                    let said = line(&mut stream);
+                    assert_eq!(echo(stream, b"payload"), b"payload", "after {said:?}");
+                    if said.starts_with("original=") {
+                        captured += 1;
+                    } else {
+                        assert!(said.starts_with("accept="), "{said:?}");
+                        plain += 1;
+                    }
+                }
+                (captured, plain)
+            })
+        };
+        let clients = [s.spawn(dial), s.spawn(dial), s.spawn(dial)];
+        for wanted in [
+            vec![wanted(&b)],
+            vec![wanted(&a), wanted(&b)],
+            vec![wanted(&a)],
+            vec![],
+            vec![wanted(&a)],
+        ] {
+            let n = wanted.len();
+            agent.apply(wanted);
+            eventually("the pass is done", || {
+                let pods = agent.capture.pods();
+                pods.len() == n && pods.iter().all(|p| p.state == PodState::Enrolled)
+            });
+            std::thread::sleep(std::time::Duration::from_millis(300));
+        }
+        stop.store(true, Ordering::Relaxed);
+        clients.map(|c| c.join().unwrap())
+    });
+    assert!(
+        counts
+            .iter()
+            .all(|(captured, plain)| *captured > 10 && *plain > 10),
+        "{counts:?}"
+    );
+    agent.apply(vec![]);
+    eventually("all is released", || agent.capture.pods().is_empty());
+    let left = agent.capture.map_stats();
+    assert!(left.iter().all(|m| m.entries == 0), "{left:?}");
+    agent.release();
+}
+
+#[test]
+fn fifty_pods_are_captured_in_seconds() {
+    if !is_root() {
+        return;
+    }
+    let pins = Pins(node());
+    let wires: Vec<_> = (0..25).map(|_| wire()).collect();
+    let pods: Vec<_> = wires
+        .iter()
+        .flat_map(|(a, b)| [wanted(a), wanted(b)])
+        .collect();
+    let n = pods.len() as u32;
+    let begun = Instant::now();
+    let agent = Agent::start(&pins.0);
+    let started = begun.elapsed();
+    agent.enrol(pods);
+    let each = (begun.elapsed() - started) / n;
+    eprintln!("start {started:?}, each pod {each:?}");
+    assert!(each.as_millis() < 200, "{each:?} for each pod");
+    agent.release();
 }
 
 #[test]
