@@ -8,6 +8,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use mesh_common::ABI_VERSION;
@@ -182,18 +183,25 @@ fn lock(dir: &Path, node: &str) -> Result<Option<File>, CaptureError> {
             ));
         }
     };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            return Err(CaptureError::Locked {
-                node: node.into(),
-                path: dir.into(),
-            });
-        }
-        Err(e) => {
-            return Err(CaptureError::io(format!("cannot lock {}", dir.display()))(
-                e.into(),
-            ));
+    // A process that the dead agent had just forked holds its lock until it execs.
+    let patience = Instant::now() + Duration::from_millis(500);
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(CaptureError::Locked {
+                    node: node.into(),
+                    path: dir.into(),
+                });
+            }
+            Err(e) => {
+                return Err(CaptureError::io(format!("cannot lock {}", dir.display()))(
+                    e.into(),
+                ));
+            }
         }
     }
     use std::os::unix::fs::MetadataExt;
