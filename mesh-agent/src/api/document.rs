@@ -91,7 +91,7 @@ impl Document {
         let is_list = node.get("kind").and_then(Node::str) == Some("List")
             && node.get("apiVersion").and_then(Node::str) == Some("v1");
         if !is_list {
-            return self.resource(Path::root(), node);
+            return self.resource(&Path::root(), node);
         }
         if let Value::Map(entries) = &node.value {
             for (key, _) in entries {
@@ -112,7 +112,7 @@ impl Document {
                 ..
             }) => {
                 for (index, item) in items.iter().enumerate() {
-                    self.resource(Path::of("items").index(index), item);
+                    self.resource(&Path::of("items").index(index), item);
                 }
             }
             other => {
@@ -127,7 +127,7 @@ impl Document {
     }
 
     /// Reads one resource of the document.
-    fn resource(&mut self, prefix: Path, node: &Node<'_>) {
+    fn resource(&mut self, prefix: &Path, node: &Node<'_>) {
         let mut problems = Vec::new();
         if let Some(resource) = read_resource(node, &mut problems) {
             self.resources.push((prefix.clone(), resource));

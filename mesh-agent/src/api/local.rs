@@ -77,12 +77,11 @@ fn service(service: &Service, problems: &mut Vec<Problem>) {
             problems.push(Problem::new(at.key("port"), message));
         }
         match &port.name {
-            Some(name) => {
-                if !names.insert(name) {
-                    let message = format!("name {name:?} is given twice");
-                    problems.push(Problem::new(at.key("name"), message));
-                }
+            Some(name) if !names.insert(name) => {
+                let message = format!("name {name:?} is given twice");
+                problems.push(Problem::new(at.key("name"), message));
             }
+            Some(_) => {}
             None if spec.ports.len() > 1 => {
                 let message =
                     "required field is missing: a service with several ports needs a name for each";

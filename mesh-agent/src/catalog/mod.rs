@@ -153,6 +153,7 @@ impl Catalog {
     }
 
     /// Says that a network namespace (by cookie) is that of a workload.
+    #[allow(clippy::needless_pass_by_value)] // the map keeps it; the clone is for a retry of the swap only
     pub fn bind_netns(&self, cookie: u64, name: ResourceName) {
         self.by_netns.rcu(|map| {
             let mut map = HashMap::clone(map);

@@ -352,7 +352,7 @@ fn a_large_mesh() {
     use std::fmt::Write as _;
     const SERVICES: u32 = 10_000;
     let address =
-        |base: u32, n: u32| std::net::Ipv4Addr::from((base << 24) + (n / 250 << 8) + n % 250 + 1);
+        |base: u32, n: u32| std::net::Ipv4Addr::from((base << 24) + ((n / 250) << 8) + n % 250 + 1);
     let mut text = String::new();
     for s in 0..SERVICES {
         let vip = address(11, s);

@@ -130,14 +130,14 @@ fn service(spec: &str) -> String {
     format!("{SERVICE}{spec}")
 }
 
-fn check_owned(table: Vec<(String, &[&str])>) {
+fn check_owned(table: &[(String, &[&str])]) {
     let table: Vec<(&str, &[&str])> = table.iter().map(|(text, e)| (text.as_str(), *e)).collect();
     check(&table);
 }
 
 #[test]
 fn services() {
-    check_owned(vec![
+    check_owned(&[
         (
             service("  clusterIPs: [10.0.0.1]\n  selecter: {a: b}\n  ports: [{port: 80}]\n"),
             &[
@@ -221,7 +221,7 @@ const WORKLOAD: &str = "apiVersion: mesh.covet.dev/v1alpha1\nkind: Workload\nmet
 fn workloads_and_slices() {
     let workload = |spec: &str| format!("{WORKLOAD}{spec}");
     let other = WORKLOAD.replace("name: w", "name: other");
-    check_owned(vec![
+    check_owned(&[
         (workload("  node: n1\n"), &["f:4:1: spec.addresses: required field is missing"]),
         (workload("  addresses: []\n"), &["f:5:14: spec.addresses: expected 1 to 16 entries, got 0"]),
         (workload("  addresses: 10.0.0.1\n  weight: -1\n"), &[
@@ -278,7 +278,7 @@ fn policies() {
             "apiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}}}\nspec:\n  targetRefs: [{{kind: Service, name: s}}]\n{spec}"
         )
     };
-    check_owned(vec![
+    check_owned(&[
         (
             mesh(
                 "a",
