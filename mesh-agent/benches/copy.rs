@@ -112,7 +112,7 @@ fn main() -> Result<()> {
     let filter = args.get(2).cloned().unwrap_or_default();
     let server = serve()?;
     for (work_name, work) in WORKS {
-        if !filter.is_empty() && !work_name.contains(&filter) {
+        if !filter.is_empty() && *work_name != filter {
             continue;
         }
         let mut all = vec![Vec::new(); VARIANTS.len()];
@@ -140,17 +140,63 @@ fn main() -> Result<()> {
             );
         }
     }
+    if filter.is_empty() || filter == "idle" {
+        println!("\n### idle\n\n{:.0} bytes per connection", idle()?);
+    }
     Ok(())
 }
 
-fn run(v: &Variant, server: SocketAddr, work: Work, time: Duration) -> Result<Figures> {
-    let mut child = Command::new(std::env::current_exe()?)
+/// Resident memory per idle connection that has carried something: the slope between 1,000 and 4,000.
+fn idle() -> Result<f64> {
+    raise_nofile()?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let v = variant("idle", 64, 256);
+    let mut child = spawn(&v, listener.local_addr()?)?;
+    let slope = (|| {
+        let address = address_of(&mut child)?;
+        let mut held = Vec::new();
+        let mut grow = |n: usize| -> Result<f64> {
+            while held.len() < n {
+                let mut client = open(address, b'x')?;
+                let mut server = listener.accept()?.0;
+                server.read_exact(&mut [0])?;
+                server.write_all(&[0; 64])?;
+                client.read_exact(&mut [0; 64])?;
+                held.push((client, server));
+            }
+            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+            let line = status.lines().find(|l| l.starts_with("VmRSS:"));
+            let kib = line
+                .and_then(|l| l.split_whitespace().nth(1))
+                .ok_or("no VmRSS")?;
+            Ok(kib.parse::<f64>()? * 1024.0)
+        };
+        let few = grow(1000)?;
+        Ok((grow(4000)? - few) / 3000.0)
+    })();
+    child.kill()?;
+    child.wait()?;
+    slope
+}
+
+fn spawn(v: &Variant, server: SocketAddr) -> Result<Child> {
+    Ok(Command::new(std::env::current_exe()?)
         .arg("proxy")
         .args([v.scratch, v.pipe, v.turn, usize::from(v.per_core)].map(|n| n.to_string()))
         .arg(server.to_string())
-        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .spawn()?;
+        .spawn()?)
+}
+
+fn address_of(child: &mut Child) -> Result<SocketAddr> {
+    let mut line = String::new();
+    let stdout = child.stdout.take().ok_or("no stdout")?;
+    BufReader::new(stdout).read_line(&mut line)?;
+    Ok(line.trim().parse()?)
+}
+
+fn run(v: &Variant, server: SocketAddr, work: Work, time: Duration) -> Result<Figures> {
+    let mut child = spawn(v, server)?;
     let figures = measure(&mut child, work, time);
     child.kill()?;
     child.wait()?;
@@ -158,10 +204,7 @@ fn run(v: &Variant, server: SocketAddr, work: Work, time: Duration) -> Result<Fi
 }
 
 fn measure(child: &mut Child, work: Work, time: Duration) -> Result<Figures> {
-    let mut line = String::new();
-    let stdout = child.stdout.take().ok_or("no stdout")?;
-    BufReader::new(stdout).read_line(&mut line)?;
-    let address = line.trim().parse()?;
+    let address = address_of(child)?;
     // Warm: threads, pipes, caches.
     work(address, time / 10)?;
     let before = cpu(child.id())?;

@@ -19,7 +19,7 @@ use tokio::{io::unix::AsyncFd, net::TcpStream};
 use super::{
     Shared, inbound, outbound,
     served::{Report, Served},
-    socket::{Keepalive, Leg, canonical, reset_on_close},
+    socket::{Leg, canonical, reset_on_close},
 };
 use crate::{
     capture::sys::readable,
@@ -41,8 +41,7 @@ pub(super) struct Accepted {
 
 impl Accepted {
     /// Registers it with the runtime of the caller.
-    pub(super) fn into_leg(self, keepalive: &Keepalive) -> io::Result<Leg> {
-        keepalive.apply(&self.socket)?;
+    pub(super) fn into_leg(self) -> io::Result<Leg> {
         Ok(Leg::new(TcpStream::from_std(self.socket.into())?))
     }
 }
@@ -88,6 +87,8 @@ pub(super) fn start(
     listener: TcpListener,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
+    // Accepted sockets inherit these, which saves five system calls per connection.
+    shared.options.keepalive.apply(&listener)?;
     let direction = match role {
         Role::Outbound => Direction::Outbound,
         Role::Inbound => Direction::Inbound,

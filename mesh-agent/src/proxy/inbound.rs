@@ -33,7 +33,7 @@ pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Ac
     }
     let meta = meta(&shared, &served, Direction::Inbound, peer, dialled, None, 0);
     let report = Report::new(shared.telemetry.open(meta), Arc::clone(&served));
-    let client = match accepted.into_leg(&shared.options.keepalive) {
+    let client = match accepted.into_leg() {
         Ok(client) => client,
         Err(error) => {
             tracing::warn!(workload = %served.pod.name(), %error, "cannot register a connection");

@@ -15,6 +15,8 @@ const RESERVE_MIN: u64 = 128;
 const RESERVE_SHARE: u64 = 32;
 /// One of so many descriptors may be an end of a pipe.
 const PIPES_SHARE: u64 = 32;
+/// More pipes would not be faster, and each may hold 256 KiB for a reader that has paused.
+const PIPES_MAX: u64 = 512;
 
 /// A workload may hold this many times what is still free. 4 lets one workload alone take 80 %, two at most 44 % each,
 /// n of them 4/(4n+1): there is always room for one more, and nobody has to know how many there are.
@@ -50,7 +52,7 @@ impl Capacity {
         // More than this many connections would be limited by memory first.
         let nofile = nofile.min(8 << 20);
         let reserve = (nofile / RESERVE_SHARE).max(RESERVE_MIN);
-        let pipes = nofile / PIPES_SHARE / 2;
+        let pipes = (nofile / PIPES_SHARE / 2).min(PIPES_MAX);
         let connections = nofile.saturating_sub(reserve + 2 * pipes) / 2;
         Self {
             connections: connections as usize,

@@ -64,7 +64,7 @@ pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Ac
         cookie,
     );
     let report = Report::new(shared.telemetry.open(meta), Arc::clone(&served));
-    let client = match accepted.into_leg(&shared.options.keepalive) {
+    let client = match accepted.into_leg() {
         Ok(client) => client,
         Err(error) => {
             tracing::warn!(workload = %served.pod.name(), %error, "cannot register a connection");

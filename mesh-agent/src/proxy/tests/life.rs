@@ -184,6 +184,28 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+#[tokio::test]
+async fn accepted_sockets_inherit_what_the_listener_has() {
+    use rustix::net::sockopt;
+
+    let keepalive = Keepalive::default();
+    let listener = listen().await;
+    keepalive.apply(&listener).unwrap();
+    let _client = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (accepted, _) = within(listener.accept()).await.unwrap();
+    assert!(sockopt::tcp_nodelay(&accepted).unwrap());
+    assert!(sockopt::socket_keepalive(&accepted).unwrap());
+    assert_eq!(sockopt::tcp_keepidle(&accepted).unwrap(), keepalive.idle);
+    assert_eq!(
+        sockopt::tcp_keepintvl(&accepted).unwrap(),
+        keepalive.interval
+    );
+    let millis = u128::from(sockopt::tcp_user_timeout(&accepted).unwrap());
+    assert_eq!(millis, keepalive.user_timeout.as_millis());
+}
+
 /// What an idle connection costs is mostly its task; a local that is kept over an await by mistake shows here.
 #[tokio::test]
 async fn the_task_of_a_connection_is_small() {
@@ -198,6 +220,5 @@ async fn the_task_of_a_connection_is_small() {
     let outbound = outbound::serve(shared(), served.clone(), accepted(socket()));
     let inbound = inbound::serve(shared(), served.clone(), accepted(socket()));
     let sizes = (size_of_val(&outbound), size_of_val(&inbound));
-    eprintln!("{sizes:?}");
     assert!(sizes.0 <= 1024 && sizes.1 <= 1024, "{sizes:?}");
 }
