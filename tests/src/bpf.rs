@@ -27,6 +27,8 @@ pub fn dump(node: &str, map: &str) -> Vec<Value> {
     };
     entries
         .into_iter()
+        // One that was deleted while bpftool walked the map: it has no value, but says `Can't lookup element`.
+        .filter(|entry| entry["value"].get("error").is_none())
         .map(|mut entry| match entry.get_mut("formatted") {
             Some(named) => named.take(),
             None => entry,
