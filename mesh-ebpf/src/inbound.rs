@@ -89,8 +89,9 @@ pub fn steer(ctx: &SkLookupContext) -> u32 {
     let Some(workload) = (unsafe { workloads.get(netns) }) else {
         return PASS;
     };
-    // The agent tests steering, on a port of its own, before it turns it on.
-    if (workload.flags & WL_INBOUND == 0 && local.port != SELF_TEST_PORT)
+    // The agent tests steering before it turns it on: from the pod to itself, on a port of its own.
+    let test = local.port == SELF_TEST_PORT && remote.ip == local.ip;
+    if (workload.flags & WL_INBOUND == 0 && !test)
         || !application_listens(netns, &local)
         || is_excluded(netns, workload, &remote, local.port)
     {

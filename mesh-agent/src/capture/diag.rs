@@ -52,6 +52,8 @@ pub(super) struct Socket {
     pub v6only: bool,
     pub local: SocketAddr,
     pub remote: SocketAddr,
+    /// Index of the device it is bound to (SO_BINDTODEVICE); 0 for none.
+    pub device: u32,
     /// Of a listener: connections that wait for accept().
     pub receive_queue: u32,
     /// None for TIME_WAIT and request sockets.
@@ -185,6 +187,7 @@ fn parse(message: &[u8]) -> Option<Socket> {
         v6only: false,
         local: endpoint(4, 8)?,
         remote: endpoint(6, 24)?,
+        device: u32_at(message, 40)?,
         cookie: u64::from(u32_at(message, 44)?) | u64::from(u32_at(message, 48)?) << 32,
         receive_queue: u32_at(message, 56)?,
         info: None,

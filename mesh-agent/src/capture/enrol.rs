@@ -269,7 +269,7 @@ impl Shared {
             .exclusions
             .sync(maps, cookie, &wanted.policy)
             .map_err(EnrolError::io("cannot write exclusions"))?;
-        selftest::run(self, &inner, cookie, capture == 0).await?;
+        let self_tests = selftest::run(self, &inner, cookie, capture == 0).await?;
         let pod = Arc::new(Pod::new(
             wanted.name.clone(),
             cookie,
@@ -277,6 +277,7 @@ impl Shared {
             &netns,
             &self.thread,
             maps,
+            self_tests,
         ));
         pod.addresses.store(Arc::new(inner.addresses.clone()));
         let handed: io::Result<Vec<_>> = inner

@@ -43,7 +43,7 @@ use tokio::sync::{Notify, mpsc};
 pub use self::{
     check::{CheckItem, CheckResult, check},
     error::{CaptureError, EnrolError},
-    pod::{Pod, is_self_test},
+    pod::Pod,
     release::release_node,
     table::{PodState, PodStatus},
 };

@@ -21,12 +21,6 @@ use crate::model::{EffectivePolicy, ResourceName};
 pub(super) const SELF_TEST_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 pub(super) const SELF_TEST_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
-/// True for the destinations of capture's own self-test. A proxy that accepts such a connection closes it without a
-/// word: after a restart the test runs while the listeners are already served.
-pub fn is_self_test(dst: SocketAddr) -> bool {
-    dst.port() == SELF_TEST_PORT || [SELF_TEST_V4, SELF_TEST_V6].contains(&dst.ip().to_canonical())
-}
-
 /// An enrolled workload. Holds its namespace until it is released.
 pub struct Pod {
     pub name: ResourceName,
@@ -39,6 +33,8 @@ pub struct Pod {
     v4: Arc<SocketPool>,
     v6: Arc<SocketPool>,
     listeners: Mutex<Vec<(Role, TcpListener)>>,
+    /// Where self-tests dialled from that nobody has accepted yet.
+    self_tests: Vec<SocketAddr>,
 }
 
 impl Pod {
@@ -49,6 +45,7 @@ impl Pod {
         netns: &Arc<Netns>,
         thread: &NetnsThread,
         maps: &Arc<Maps>,
+        self_tests: Vec<SocketAddr>,
     ) -> Self {
         let pool = |v6| SocketPool::new(v6, netns.clone(), thread.clone(), maps.clone());
         Self {
@@ -60,6 +57,7 @@ impl Pod {
             v4: pool(false),
             v6: pool(true),
             listeners: Mutex::default(),
+            self_tests,
         }
     }
 
@@ -106,6 +104,13 @@ impl Pod {
                 ..SockState::default()
             },
         )
+    }
+
+    /// True for capture's own test of itself. A proxy that accepts such a connection closes it without a word: after a
+    /// restart the test runs while applications' connections may queue on the same listeners.
+    pub fn is_self_test(&self, client: SocketAddr, destination: SocketAddr) -> bool {
+        [SELF_TEST_V4, SELF_TEST_V6].contains(&destination.ip().to_canonical())
+            || (destination.port() == SELF_TEST_PORT && self.self_tests.contains(&client))
     }
 
     /// Its addresses, as its namespace has them now.

@@ -73,17 +73,13 @@ impl SocketPool {
         };
         let Some(socket) = socket else {
             // One taker makes a batch, the others their own: a burst must not make a batch each.
-            let batch = !self.filling.swap(true, Ordering::AcqRel);
-            let made = if batch {
-                self.grow();
-                self.make(self.target.load(Ordering::Relaxed)).await
-            } else {
-                self.make(1).await
+            let mut made = match Filling::begin(&self.filling) {
+                Some(_filling) => {
+                    self.grow();
+                    self.make(self.target.load(Ordering::Relaxed)).await?
+                }
+                None => self.make(1).await?,
             };
-            if batch {
-                self.filling.store(false, Ordering::Release);
-            }
-            let mut made = made?;
             let first = made.pop().ok_or(io::ErrorKind::NotConnected)?;
             self.store(made);
             return Ok(first);
@@ -165,6 +161,21 @@ impl SocketPool {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to fill the pool; given back also when the taker goes away half-way.
+struct Filling<'a>(&'a AtomicBool);
+
+impl<'a> Filling<'a> {
+    fn begin(flag: &'a AtomicBool) -> Option<Self> {
+        (!flag.swap(true, Ordering::AcqRel)).then_some(Self(flag))
+    }
+}
+
+impl Drop for Filling<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

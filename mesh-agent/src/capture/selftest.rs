@@ -25,20 +25,21 @@ const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Tests both directions and families. `accept`: nothing is captured yet, so whatever reaches the listeners is the
 /// test's and is taken here; otherwise (an earlier agent captured the pod) applications' connections may queue there,
-/// and the proxy drops the test's by [`super::is_self_test`].
+/// and the proxy drops the test's, which dialled from the returned addresses, by [`super::Pod::is_self_test`].
 pub(super) async fn run(
     shared: &Shared,
     inner: &Inner,
     cookie: u64,
     accept: bool,
-) -> Result<(), EnrolError> {
+) -> Result<Vec<SocketAddr>, EnrolError> {
+    let mut dialled_from = Vec::new();
     for v6 in [false, true] {
         let Some(address) = inner.addresses.iter().copied().find(|a| a.is_ipv6() == v6) else {
             continue;
         };
         let outside = if v6 { SELF_TEST_V6 } else { SELF_TEST_V4 };
         let port = inner.listening.iter().any(|l| l.port() == SELF_TEST_PORT);
-        one(
+        let from = one(
             shared,
             inner,
             Role::Outbound,
@@ -47,12 +48,13 @@ pub(super) async fn run(
             accept,
         )
         .await?;
+        dialled_from.push(from);
         // An application that has our port is left in peace.
         if !port {
-            inbound(shared, inner, cookie, address, accept).await?;
+            dialled_from.push(inbound(shared, inner, cookie, address, accept).await?);
         }
     }
-    Ok(())
+    Ok(if accept { Vec::new() } else { dialled_from })
 }
 
 async fn inbound(
@@ -61,7 +63,7 @@ async fn inbound(
     cookie: u64,
     address: IpAddr,
     accept: bool,
-) -> Result<(), EnrolError> {
+) -> Result<SocketAddr, EnrolError> {
     let key = ListenKey {
         netns: cookie,
         addr: Addr::new(ip_key(address), SELF_TEST_PORT),
@@ -85,7 +87,7 @@ async fn one(
     v6: bool,
     to: SocketAddr,
     accept: bool,
-) -> Result<(), EnrolError> {
+) -> Result<SocketAddr, EnrolError> {
     let flags = if role == Role::Outbound {
         SOCK_SELF_TEST
     } else {
@@ -108,18 +110,21 @@ async fn one(
         Ok(Err(e)) => return Err(fail(format!("was not captured: {e}"))),
         Err(_) => return Err(fail(format!("was not captured within {DEADLINE:?}"))),
     };
+    let from = stream
+        .local_addr()
+        .map_err(EnrolError::io("cannot read the address of a socket"))?;
     if !accept {
-        return Ok(());
+        return Ok(from);
     }
     let Some(listener) = inner
         .listeners
         .iter()
         .find(|l| l.role == role && l.v6 == v6)
     else {
-        return Ok(());
+        return Ok(from);
     };
     match tokio::time::timeout(DEADLINE, accepted(listener, &stream)).await {
-        Ok(Ok(child)) => check(shared, role, &child, to).map_err(fail),
+        Ok(Ok(child)) => check(shared, role, &child, to).map(|()| from).map_err(fail),
         Ok(Err(e)) => Err(fail(format!("could not be accepted: {e}"))),
         Err(_) => Err(fail("did not reach the agent's listener".into())),
     }

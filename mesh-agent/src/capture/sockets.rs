@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, os::fd::BorrowedFd, sync::Arc};
 
 use futures::future::BoxFuture;
 
-use super::{Pod, is_self_test};
+use super::Pod;
 use crate::{
     model::{EffectivePolicy, ResourceName},
     proxy::PodSockets,
@@ -35,7 +35,7 @@ impl PodSockets for Pod {
         Pod::set_client(self, fd, client)
     }
 
-    fn is_self_test(&self, destination: SocketAddr) -> bool {
-        is_self_test(destination)
+    fn is_self_test(&self, client: SocketAddr, destination: SocketAddr) -> bool {
+        Pod::is_self_test(self, client, destination)
     }
 }

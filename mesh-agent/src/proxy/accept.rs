@@ -188,7 +188,7 @@ impl Accepting {
             },
             Direction::Inbound => (local_address(&accepted.socket), 0),
         };
-        if self.served.pod.is_self_test(destination) {
+        if self.served.pod.is_self_test(accepted.peer, destination) {
             return;
         }
         let meta = meta(

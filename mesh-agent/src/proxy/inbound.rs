@@ -28,7 +28,7 @@ use crate::{capture::sys::tcp::bind_address_no_port, telemetry::Reason};
 pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Accepted) {
     let peer = accepted.peer;
     let dialled = local_address(&accepted.socket);
-    if served.pod.is_self_test(dialled) {
+    if served.pod.is_self_test(peer, dialled) {
         return;
     }
     let meta = meta(&shared, &served, Direction::Inbound, peer, dialled, None, 0);

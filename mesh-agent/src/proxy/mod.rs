@@ -70,7 +70,7 @@ pub trait PodSockets: Send + Sync + 'static {
     }
 
     /// Whether a connection to this destination is capture's own test of itself, which is closed without a word.
-    fn is_self_test(&self, _destination: SocketAddr) -> bool {
+    fn is_self_test(&self, _client: SocketAddr, _destination: SocketAddr) -> bool {
         false
     }
 }

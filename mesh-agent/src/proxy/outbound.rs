@@ -39,7 +39,7 @@ pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Ac
         Ok(Some((dialled, cookie))) => (canonical(*dialled), *cookie),
         Ok(None) | Err(_) => (local_address(&accepted.socket), 0),
     };
-    if served.pod.is_self_test(dialled) {
+    if served.pod.is_self_test(peer, dialled) {
         return;
     }
     let target = match found {

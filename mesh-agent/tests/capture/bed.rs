@@ -15,9 +15,7 @@ use std::{
 };
 
 use mesh_agent::{
-    capture::{
-        Capture, CaptureOptions, CaptureStreams, Pod, PodEvent, PodState, WantedPod, is_self_test,
-    },
+    capture::{Capture, CaptureOptions, CaptureStreams, Pod, PodEvent, PodState, WantedPod},
     model::{EffectivePolicy, FailPolicy, ResourceName},
 };
 use mesh_common::{ConnRecord, Role};
@@ -305,7 +303,7 @@ async fn carry(pod: Arc<Pod>, role: Role, mut stream: tokio::net::TcpStream, pee
             .original_dst(stream.as_fd())
             .unwrap()
             .expect("an original destination");
-        if is_self_test(dst) {
+        if pod.is_self_test(peer, dst) {
             return;
         }
         let _ = stream
@@ -317,7 +315,7 @@ async fn carry(pod: Arc<Pod>, role: Role, mut stream: tokio::net::TcpStream, pee
         return;
     }
     let dst = stream.local_addr().unwrap();
-    if is_self_test(dst) {
+    if pod.is_self_test(peer, dst) {
         return;
     }
     let v6 = dst.is_ipv6();

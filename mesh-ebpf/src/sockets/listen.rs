@@ -18,7 +18,11 @@ pub fn on_listen(socket: &Socket<'_>) {
     {
         return;
     }
-    if net::is_loopback(&socket.local.ip) {
+    // The agent dials applications over the loopback device, where a listener bound to another device does not hear:
+    // what dials it is passed as it is.
+    // SAFETY: checked to be no null pointer; a field that the verifier knows.
+    let device = unsafe { (*socket.sk).bound_dev_if };
+    if net::is_loopback(&socket.local.ip) || device != 0 {
         return;
     }
     let key = ListenKey {
