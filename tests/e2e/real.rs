@@ -53,7 +53,9 @@ pub(crate) fn nginx(pod: &Pod) -> Process {
             .arg(&conf),
     );
     eventually("nginx answers", Duration::from_secs(10), || {
-        traffic::connect(pod, (std::net::Ipv4Addr::LOCALHOST, 80).into()).is_ok()
+        // It listens before it handles signals, and has its pid file after both.
+        std::fs::metadata(home.join("pid")).is_ok_and(|pid| pid.len() > 0)
+            && traffic::connect(pod, (std::net::Ipv4Addr::LOCALHOST, 80).into()).is_ok()
     });
     process
 }
