@@ -16,6 +16,7 @@ use tokio::{
 use super::{PodSockets, ProxyOptions, served::Report, socket::Leg};
 use crate::{
     balance::{self, Candidates},
+    capture::sys::tcp::bind_address_no_port,
     catalog::{Upstream, UpstreamEndpoint},
     resilience::{Attempt, Permit, Transition},
     telemetry::Reason,
@@ -28,13 +29,22 @@ pub(super) struct Connected {
     pub(super) _permits: Option<[Permit; 2]>,
 }
 
+/// Who a connection is dialled for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Client {
+    pub(super) ip: IpAddr,
+    /// The application bound its socket to `ip`, which is not where the kernel dials from by itself.
+    pub(super) chosen: bool,
+}
+
 /// Connects to one address.
 pub(super) async fn to_address(
     pod: &dyn PodSockets,
     options: &ProxyOptions,
     address: SocketAddr,
+    client: Client,
 ) -> Result<Connected, Reason> {
-    let result = timeout(options.connect_timeout, dial(pod, options, address))
+    let result = timeout(options.connect_timeout, dial(pod, options, address, client))
         .await
         .unwrap_or_else(|_| Err(timed_out()));
     result
@@ -56,7 +66,7 @@ pub(super) async fn to_service(
     pod: &dyn PodSockets,
     options: &ProxyOptions,
     upstream: &Upstream,
-    client: IpAddr,
+    client: Client,
     report: &Report,
 ) -> Result<Connected, Reason> {
     let policy = &upstream.service.traffic;
@@ -65,7 +75,7 @@ pub(super) async fn to_service(
     let Some(service_permit) = upstream.limits.acquire(policy.limits.max_connections) else {
         return Err(Reason::ConnectionLimit);
     };
-    let mut choice = Choice::new(upstream, client);
+    let mut choice = Choice::new(upstream, client.ip);
     let mut next = choice.next();
     while let Some(Candidate {
         index,
@@ -76,7 +86,7 @@ pub(super) async fn to_service(
         let endpoint = &upstream.endpoints[index].endpoint;
         let address = endpoint.address;
         report.set_upstream(address, endpoint.workload.clone());
-        let mut dialling = pin!(dial(pod, options, address));
+        let mut dialling = pin!(dial(pod, options, address, client));
         let soon = attempt_deadline(Instant::now(), deadline, options.attempt_timeout);
         let (result, following) = match timeout_at(soon, dialling.as_mut()).await {
             Ok(result) => (result, None),
@@ -214,8 +224,14 @@ async fn dial(
     pod: &dyn PodSockets,
     options: &ProxyOptions,
     address: SocketAddr,
+    client: Client,
 ) -> io::Result<Leg> {
     let socket = pod.socket(address.is_ipv6()).await?;
+    if client.chosen && client.ip.is_ipv6() == address.is_ipv6() {
+        // The port is chosen by connect(), for the whole 4-tuple.
+        bind_address_no_port(&socket)?;
+        socket.bind(&SocketAddr::new(client.ip, 0).into())?;
+    }
     connect(socket, options, address).await
 }
 

@@ -12,7 +12,7 @@ use tokio::io::Interest;
 use super::{
     Shared,
     accept::{Accepted, local_address, meta},
-    connect::{self, Connected},
+    connect::{self, Client, Connected},
     served::{Report, Served},
     socket::canonical,
     tcp,
@@ -35,9 +35,16 @@ enum Target {
 pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Accepted) {
     let peer = accepted.peer;
     let found = served.pod.original_dst(accepted.socket.as_fd());
+    // Captured connections are redirected to the workload's main address, from which the kernel would also dial. Another
+    // one was chosen by the application, and stays the one that the server sees.
+    let local = local_address(&accepted.socket);
+    let from = Client {
+        ip: peer.ip(),
+        chosen: peer.ip() != local.ip(),
+    };
     let (dialled, cookie) = match &found {
         Ok(Some((dialled, cookie))) => (canonical(*dialled), *cookie),
-        Ok(None) | Err(_) => (local_address(&accepted.socket), 0),
+        Ok(None) | Err(_) => (local, 0),
     };
     if served.pod.is_self_test(peer, dialled) {
         return;
@@ -76,7 +83,7 @@ pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Ac
     let connected = Box::pin(async {
         tokio::select! {
             biased;
-            connected = connect(&shared, &served, target, dialled, peer.ip(), &report) => connected,
+            connected = connect(&shared, &served, target, dialled, from, &report) => connected,
             _ = client.ready(Interest::ERROR) => Err(Reason::ClientReset),
         }
     })
@@ -92,7 +99,7 @@ async fn connect(
     served: &Served,
     target: Result<Target, Reason>,
     dialled: SocketAddr,
-    client: IpAddr,
+    client: Client,
     report: &Report,
 ) -> Result<Connected, Reason> {
     let pod = served.pod.as_ref();
@@ -102,7 +109,7 @@ async fn connect(
         }
         Target::Address(workload) => {
             report.set_upstream(dialled, workload);
-            connect::to_address(pod, &shared.options, dialled).await
+            connect::to_address(pod, &shared.options, dialled, client).await
         }
     }
 }

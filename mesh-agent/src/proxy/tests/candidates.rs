@@ -12,7 +12,7 @@ use crate::{
     },
     proxy::{
         accept::meta,
-        connect::{Connected, to_service},
+        connect::{Client, Connected, to_service},
         served::{Report, Served},
     },
     resilience::{BreakerState, Ejections, EndpointState, Permits},
@@ -71,7 +71,11 @@ async fn connect(rig: &Rig, upstream: &Upstream) -> (Result<Connected, Reason>, 
         0,
     );
     let report = Report::new(rig.telemetry.open(meta), served);
-    let result = to_service(rig.pod.as_ref(), &shared.options, upstream, CLIENT, &report).await;
+    let client = Client {
+        ip: CLIENT,
+        chosen: false,
+    };
+    let result = to_service(rig.pod.as_ref(), &shared.options, upstream, client, &report).await;
     let reason = result.as_ref().err().copied().unwrap_or(Reason::Completed);
     report.finish(reason);
     let tried = rig.telemetry.closed_connections()[0].upstream.clone();
