@@ -161,10 +161,9 @@ async fn serve(
                 name = ends.next() => tracing::warn!("{name} again: connections that are left are reset now"),
             }
         }
-        Some(done) = released.recv() => {
+        Some(()) = released.recv() => {
             // Answered through the admin socket; everything of the kernel's is gone.
             tracing::info!("released everything");
-            let _ = done;
             proxy.drain().await;
         }
     }
