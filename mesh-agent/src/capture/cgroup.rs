@@ -13,7 +13,7 @@ pub(super) fn find() -> Result<PathBuf, CaptureError> {
 }
 
 /// mountinfo: id parent major:minor root mountpoint options optional... - type source super-options
-fn pick(mountinfo: &str) -> Option<PathBuf> {
+pub(super) fn pick(mountinfo: &str) -> Option<PathBuf> {
     let mut candidates: Vec<(&str, String)> = mountinfo
         .lines()
         .filter_map(|line| {

@@ -168,7 +168,7 @@ fn put(body: &mut [u8], at: usize, bytes: &[u8]) {
 }
 
 /// struct inet_diag_msg and the attributes after it.
-fn parse(message: &[u8]) -> Option<Socket> {
+pub(super) fn parse(message: &[u8]) -> Option<Socket> {
     let v6 = i32::from(*message.first()?) == libc::AF_INET6;
     let endpoint = |port_at: usize, ip_at: usize| -> Option<SocketAddr> {
         let port = u16::from_be_bytes(message.get(port_at..port_at + 2)?.try_into().ok()?);

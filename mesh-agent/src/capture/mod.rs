@@ -8,6 +8,8 @@ mod diag;
 mod enrol;
 mod enrolled;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod listeners;
 mod listening;
 mod loader;

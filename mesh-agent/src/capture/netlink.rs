@@ -122,7 +122,7 @@ impl AsFd for Netlink {
 }
 
 /// Splits the first message off: its kind, its body, what follows.
-fn split(buffer: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+pub(super) fn split(buffer: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let len = u32_at(buffer, 0)? as usize;
     let kind = u16_at(buffer, 4)?;
     let body = buffer.get(HEADER..len)?;

@@ -41,7 +41,7 @@ pub(super) fn addresses(socket: &mut Netlink) -> io::Result<Vec<Address>> {
     Ok(found)
 }
 
-fn parse(body: &[u8]) -> Option<Address> {
+pub(super) fn parse(body: &[u8]) -> Option<Address> {
     let mut flags = u32::from(*body.get(2)?);
     let (mut local, mut address) = (None, None);
     for (kind, payload) in attributes(body.get(IFADDRMSG..)?) {
