@@ -3,7 +3,7 @@
 
 mod apt;
 pub(crate) mod cargo_tools;
-mod envoy;
+pub(crate) mod envoy;
 mod groups;
 
 use anyhow::{Result, bail};

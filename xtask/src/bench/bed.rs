@@ -1,0 +1,150 @@
+//! The machine of the bench: a node with a bridge, one client pod for each subject, two server pods.
+//!
+//! All subjects cross the same wires: client pod -> (proxy in the client pod) -> bridge -> server pod.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::process::pinned;
+use crate::sh;
+
+/// CPU of clients and servers, and of whatever stands between them.
+pub(super) const LOAD_CPU: u32 = 0;
+pub(super) const PROXY_CPU: u32 = 1;
+
+/// The server that no agent captures, and the one that an agent does.
+pub(super) const SERVER: &str = "10.99.0.20";
+pub(super) const MESH_SERVER: &str = "10.99.0.21";
+
+/// Pods and the last byte of their addresses.
+pub(super) const PODS: [(&str, u8); 6] = [
+    ("direct", 11),
+    ("mesh", 12),
+    ("haproxy", 13),
+    ("envoy", 14),
+    ("server", 20),
+    ("meshserver", 21),
+];
+
+pub(super) struct Bed {
+    id: String,
+    /// Configuration and logs.
+    pub(super) dir: PathBuf,
+    pub(super) mesh_load: PathBuf,
+    namespaces: Vec<String>,
+}
+
+impl Bed {
+    pub(super) fn new(mesh_load: PathBuf) -> Result<Self> {
+        let id = format!("cm-bench-{}", std::process::id());
+        let dir = std::env::temp_dir().join(&id);
+        std::fs::create_dir_all(&dir)?;
+        let mut bed = Self {
+            id,
+            dir,
+            mesh_load,
+            namespaces: Vec::new(),
+        };
+        bed.build()?;
+        Ok(bed)
+    }
+
+    fn build(&mut self) -> Result<()> {
+        let node = self.add_namespace("node", &["net.ipv4.ip_forward=1"])?;
+        batch(
+            &node,
+            "link set lo up
+             link add br0 type bridge
+             addr add 10.99.0.1/16 dev br0
+             link set br0 up",
+        )?;
+        for (name, host) in PODS {
+            let ns = self.add_namespace(name, &["net.ipv4.tcp_tw_reuse=1"])?;
+            batch(
+                &node,
+                &format!(
+                    "link add p{host} type veth peer name eth0 netns {ns}
+                     link set p{host} master br0
+                     link set p{host} up"
+                ),
+            )?;
+            batch(
+                &ns,
+                &format!(
+                    "link set lo up
+                     addr add 10.99.0.{host}/16 dev eth0
+                     link set eth0 up
+                     route add default via 10.99.0.1"
+                ),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The node's name, also for its agent.
+    pub(super) fn node(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn ns(&self, name: &str) -> String {
+        format!("{}-{name}", self.id)
+    }
+
+    pub(super) fn log(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.log"))
+    }
+
+    pub(super) fn add_namespace(&mut self, name: &str, sysctls: &[&str]) -> Result<String> {
+        let ns = self.ns(name);
+        sh::output(Command::new("ip").args(["netns", "add", &ns]))?;
+        self.namespaces.push(ns.clone());
+        if !sysctls.is_empty() {
+            let mut sysctl = pinned(PROXY_CPU, &ns, "sysctl");
+            sh::output(sysctl.arg("-qw").args(sysctls))?;
+        }
+        Ok(ns)
+    }
+
+    /// Deletes namespaces that were added after the first `count`.
+    pub(super) fn remove_namespaces_after(&mut self, count: usize) {
+        for ns in self.namespaces.split_off(count.min(self.namespaces.len())) {
+            let _ = sh::output(Command::new("ip").args(["netns", "delete", &ns]));
+        }
+    }
+
+    pub(super) fn namespaces(&self) -> usize {
+        self.namespaces.len()
+    }
+
+    /// The load generator in a pod, on the load's CPU.
+    pub(super) fn load(&self, pod: &str) -> Command {
+        pinned(LOAD_CPU, &self.ns(pod), &self.mesh_load)
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        self.remove_namespaces_after(0);
+        // Logs of a failed run are worth keeping, and so little that a good run may leave them to the next boot too.
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(self.dir.join("config"));
+        }
+    }
+}
+
+/// Lines for `ip -batch` in a namespace.
+pub(super) fn batch(ns: &str, lines: &str) -> Result<()> {
+    let lines: Vec<_> = lines.lines().map(str::trim).collect();
+    let file = std::env::temp_dir().join(format!("{ns}.ip"));
+    std::fs::write(&file, lines.join("\n")).with_context(|| file.display().to_string())?;
+    let done = sh::output(Command::new("ip").args(["-n", ns, "-batch"]).arg(&file));
+    let _ = std::fs::remove_file(&file);
+    done.map(drop)
+}
+
+/// Where a pod's namespace is.
+pub(super) fn netns_path(ns: &str) -> PathBuf {
+    Path::new("/run/netns").join(ns)
+}

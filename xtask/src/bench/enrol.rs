@@ -1,0 +1,92 @@
+//! enrol-100: from the edit that adds 100 pods until all are enrolled.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::admin;
+use super::bed::{Bed, batch, netns_path};
+use super::config::{Config, workload};
+use super::figures::Figures;
+use crate::interrupt;
+
+const PODS: usize = 100;
+const FILE: &str = "many.yaml";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) fn run(
+    bed: &mut Bed,
+    config: &Config,
+    rounds: usize,
+    figures: &mut Figures,
+) -> Result<()> {
+    let before = bed.namespaces();
+    let outcome = measure(bed, config, rounds, figures);
+    bed.remove_namespaces_after(before);
+    outcome
+}
+
+fn measure(bed: &mut Bed, config: &Config, rounds: usize, figures: &mut Figures) -> Result<()> {
+    let mut pods = String::new();
+    for n in 0..PODS {
+        let ns = bed.add_namespace(&format!("many-{n}"), &[])?;
+        let address = format!("10.99.1.{}", n + 1);
+        // Both ends of the wire in the pod: an address is all that enrolment needs.
+        batch(
+            &ns,
+            &format!(
+                "link set lo up
+                 link add eth0 type veth peer name wire0
+                 addr add {address}/24 dev eth0
+                 link set wire0 up
+                 link set eth0 up"
+            ),
+        )?;
+        pods += &workload(
+            bed.node(),
+            &format!("many-{n}"),
+            &address,
+            &netns_path(&ns),
+            "true",
+        );
+    }
+    let already = enrolled(bed)?;
+    for _ in 0..rounds {
+        let start = Instant::now();
+        config.put(FILE, &pods)?;
+        wait(bed, "enrolled", |now| now == already + PODS)?;
+        let seconds = start.elapsed().as_secs_f64();
+        figures.add("enrol-100", "mesh", "seconds", "s", seconds);
+        figures.add(
+            "enrol-100",
+            "mesh",
+            "seconds_per_pod",
+            "s",
+            seconds / PODS as f64,
+        );
+        config.remove(FILE)?;
+        wait(bed, "released", |now| now == already)?;
+    }
+    Ok(())
+}
+
+fn enrolled(bed: &Bed) -> Result<usize> {
+    let states = admin::workload_states(bed.node())?;
+    Ok(states.iter().filter(|s| *s == "enrolled").count())
+}
+
+fn wait(bed: &Bed, what: &str, holds: impl Fn(usize) -> bool) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        interrupt::check()?;
+        let now = enrolled(bed)?;
+        if holds(now) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("not all {what} within {PATIENCE:?}; enrolled are {now}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
