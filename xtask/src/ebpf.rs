@@ -26,6 +26,8 @@ pub(crate) struct Args {
 const OBJECT: &str = "mesh-ebpf/prebuilt/mesh-ebpf.o";
 const RECORD: &str = "mesh-ebpf/prebuilt/BUILD.toml";
 
+const TARGET: &str = "bpfel-unknown-none";
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let toolchain = choose()?;
     println!("toolchain: {}", toolchain.describe());
@@ -62,27 +64,32 @@ fn choose() -> Result<Toolchain> {
     }
 }
 
-/// Builds the object and gives its path.
+/// Builds the object and gives its path. Our own crates are always compiled anew: cargo would not notice another
+/// bpf-linker.
 fn build(toolchain: &Toolchain) -> Result<PathBuf> {
     // Next to the target folder of the workspace, not in it: another compiler, another lock.
     let target = sh::target_dir().join("kernel");
-    let mut cargo = toolchain.cargo();
-    cargo
-        .current_dir(sh::root().join("mesh-ebpf"))
-        .args([
-            "build",
-            "--release",
-            "--locked",
-            "--target",
-            "bpfel-unknown-none",
-        ])
-        .arg("--target-dir")
-        .arg(&target)
-        .env("RUSTC_WRAPPER", std::env::current_exe()?)
-        .env(wrapper::ENV, "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags().join("\x1f"));
-    sh::run(&mut cargo)?;
-    Ok(target.join("bpfel-unknown-none/release/mesh-ebpf"))
+    let cargo = |arguments: &[&str]| -> Result<Command> {
+        let mut cargo = toolchain.cargo();
+        cargo
+            .current_dir(sh::root().join("mesh-ebpf"))
+            .args(arguments)
+            .args(["--release", "--locked", "--target", TARGET, "--target-dir"])
+            .arg(&target)
+            .env("RUSTC_WRAPPER", std::env::current_exe()?)
+            .env(wrapper::ENV, "1")
+            .env("CARGO_ENCODED_RUSTFLAGS", rustflags().join("\x1f"));
+        Ok(cargo)
+    };
+    sh::output(&mut cargo(&[
+        "clean",
+        "--package",
+        "mesh-ebpf",
+        "--package",
+        "mesh-common",
+    ])?)?;
+    sh::run(&mut cargo(&["build"])?)?;
+    Ok(target.join(TARGET).join("release/mesh-ebpf"))
 }
 
 /// Paths of this machine must not reach the object: two checkouts give the same bytes.
