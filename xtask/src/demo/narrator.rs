@@ -1,10 +1,10 @@
 //! What the reader sees: numbered steps, what each shows and why, the commands and what they print.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 
-use crate::{interrupt, sh};
+use crate::interrupt;
 
 /// Tells the story and counts the steps that held.
 #[derive(Default)]
@@ -63,10 +63,7 @@ impl Narrator {
 
     /// Shows a command and what it prints, and gives the output. Fails when the command fails.
     pub(super) fn show(&self, shown: &str, command: &mut Command) -> Result<String> {
-        println!("   $ {shown}");
-        let output = sh::output(command)?;
-        self.print(&output, usize::MAX);
-        Ok(output)
+        self.show_head(shown, command, usize::MAX)
     }
 
     /// As [`show`](Self::show), but prints only the first lines.
@@ -77,9 +74,17 @@ impl Narrator {
         lines: usize,
     ) -> Result<String> {
         println!("   $ {shown}");
-        let output = sh::output(command)?;
-        self.print(&output, lines);
-        Ok(output)
+        let output = command.stdin(Stdio::null()).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        self.print(&said, lines);
+        if !output.status.success() {
+            bail!(
+                "`{shown}`: {}\n{}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(said)
     }
 
     /// Prints the first lines of a text, set in.

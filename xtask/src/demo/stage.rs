@@ -107,9 +107,12 @@ impl Stage {
         let Ok(log) = fs::read_to_string(self.agent.log()) else {
             return;
         };
-        let lines: Vec<&str> = log.lines().collect();
-        eprintln!("the last lines of the agent's log:");
-        for line in &lines[lines.len().saturating_sub(25)..] {
+        let lines: Vec<&str> = log
+            .lines()
+            .filter(|line| !line.contains(" access: "))
+            .collect();
+        eprintln!("the last lines of the agent's log, without the access log:");
+        for line in &lines[lines.len().saturating_sub(15)..] {
             eprintln!("  {line}");
         }
     }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::wait_connection;
+use super::{SOON, wait_connection};
 use crate::demo::config::{VIP, VIP6};
-use crate::demo::machine;
+use crate::demo::machine::{self, eventually};
 use crate::demo::narrator::Narrator;
 use crate::demo::stage::{CLIENT, Stage, WEB};
 use crate::demo::traffic::{Conversation, curl, fetch};
@@ -33,9 +33,9 @@ pub(super) fn balance(tell: &mut Narrator, stage: &mut Stage) -> Result<()> {
         for _ in 0..requests {
             *answers.entry(fetch(stage, &url)?).or_default() += 1;
         }
-        tell.say(format!("{requests} x curl {url}"));
+        tell.print(&format!("$ curl {url}      # {requests} times"), 1);
         for (answer, times) in &answers {
-            tell.say(format!("  {times:>3} x {answer}"));
+            tell.print(&format!("{times:>4} x {answer}"), 1);
         }
         let expected: BTreeMap<String, u32> = WEB
             .iter()
@@ -94,17 +94,27 @@ pub(super) fn outside_view(
     let map = stage.agent.pins().join("conns");
     let mut bpftool = Command::new("bpftool");
     bpftool.args(["map", "dump", "pinned"]).arg(&map);
-    let shown = format!("bpftool map dump pinned {}", map.display());
-    let dump = tell.show_head(&shown, &mut bpftool, 48)?;
-    for field in ["bytes_sent", "srtt_us", "close_reason"] {
+    let has_all = format!("\"bytes_sent\": {ECHOED},");
+    // The agent refreshes the records of live connections every second.
+    eventually(
+        "the record of the live connection has its bytes",
+        SOON,
+        || Ok(sh::output(&mut bpftool)?.contains(&has_all)),
+    )?;
+    let dump = sh::output(&mut bpftool)?;
+    let record = dump.split("},{").find(|record| record.contains(&has_all));
+    println!("   $ bpftool map dump pinned {}", map.display());
+    println!("     ...");
+    tell.print(
+        record.context("the record is gone")?.trim_matches('\n'),
+        usize::MAX,
+    );
+    println!("     ...");
+    for field in ["original_dst", "srtt_us", "close_reason"] {
         ensure!(dump.contains(field), "the dump names no field {field}");
     }
-    ensure!(
-        dump.contains(&format!("\"bytes_sent\": {ECHOED}")),
-        "no record has {ECHOED} bytes sent"
-    );
     live.say("four")?;
-    tell.ok("the record of the live connection is among them");
+    tell.ok("the live connection, as the kernel keeps it");
     Ok(())
 }
 
@@ -115,15 +125,14 @@ pub(super) fn metrics(tell: &mut Narrator, stage: &mut Stage) -> Result<()> {
     )?;
     let mut scrape = machine::inside(&stage.node_ns(), "curl");
     scrape.args(["-sS", "--max-time", "10", "http://127.0.0.1:15020/metrics"]);
-    println!(
-        "   $ curl -s http://127.0.0.1:15020/metrics | grep istio_tcp_connections_opened_total"
-    );
     let text = sh::output(&mut scrape)?;
+    let family = "istio_tcp_connections_opened_total";
     let opened: Vec<&str> = text
         .lines()
-        .filter(|line| line.starts_with("istio_tcp_connections_opened_total{"))
+        .filter(|line| line.starts_with(family))
         .collect();
-    tell.print(&opened.join("\n"), 4);
+    println!("   $ curl -s http://127.0.0.1:15020/metrics | grep {family} | head -1");
+    tell.print(opened.first().context("no such metric")?, 1);
     let to_web = |line: &&&str| line.contains("destination_service_name=\"web\"");
     let total: f64 = opened
         .iter()

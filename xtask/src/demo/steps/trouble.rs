@@ -16,11 +16,23 @@ use crate::sh;
 
 pub(super) fn dead_backend(tell: &mut Narrator, stage: &mut Stage) -> Result<()> {
     tell.step(
-        "A dead backend is passed over; a closed port refuses",
-        "nginx of web-2 is stopped. A connection that its pod refuses goes to the next candidate before the client \
-         could notice. A port on which nobody listens refuses, as without a mesh: nothing looks open that is not.",
+        "A dead backend is passed over",
+        "nginx of web-2 is stopped. The agent notices that nobody listens there any more, and from then on the pod's \
+         port refuses as it would without a mesh. A connection that one backend refuses goes to the next before \
+         the client could notice.",
     )?;
     stage.stop_server("nginx web-2");
+    let begun = Instant::now();
+    eventually("web-2 no longer listens on port 8080", SOON, || {
+        let workloads = stage.agent.list("workloads")?;
+        let web_2 = workloads.iter().find(|w| w["name"] == "shop/web-2");
+        let ports = web_2.and_then(|w| w["listen_ports"].as_array());
+        Ok(ports.is_some_and(|ports| !ports.contains(&Value::from(8080))))
+    })?;
+    tell.ok(format!(
+        "noticed {} ms after nginx was gone",
+        begun.elapsed().as_millis()
+    ));
     for _ in 0..10 {
         let answer = fetch(stage, &format!("http://{VIP}/"))?;
         ensure!(
@@ -30,7 +42,7 @@ pub(super) fn dead_backend(tell: &mut Narrator, stage: &mut Stage) -> Result<()>
     }
     tell.ok("10 of 10 requests were answered, by web-1");
     let (said, took) = fetch_fails(stage, &format!("http://{}:8080/", WEB[1].v4()))?;
-    tell.say(format!("$ curl http://{}:8080/\n", WEB[1].v4()));
+    println!("   $ curl http://{}:8080/", WEB[1].v4());
     tell.print(&said, 3);
     ensure!(took < Duration::from_secs(5), "the refusal took {took:?}");
     tell.ok(format!(
