@@ -110,6 +110,11 @@ impl Agent {
         process.stop(Duration::from_secs(45))
     }
 
+    /// Ends it if it runs.
+    pub(super) fn end(&mut self) {
+        self.process = None;
+    }
+
     /// Gives up the handle: `--keep` leaves the process to the reader.
     pub(super) fn forget(&mut self) {
         if let Some(process) = self.process.take() {

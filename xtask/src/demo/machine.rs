@@ -68,16 +68,22 @@ fn add(ns: &str) -> Result<()> {
     ip(&format!("-n {ns} link set lo up"))
 }
 
-/// Ends what runs in a namespace of ours.
+/// Ends what runs in a namespace of ours, and waits until it is gone.
 pub(super) fn end_processes(ns: &str) {
-    let pids = sh::output(Command::new("ip").args(["netns", "pids", ns])).unwrap_or_default();
-    for pid in pids
-        .lines()
-        .filter_map(|line| line.trim().parse::<i32>().ok())
-    {
-        if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let pids = sh::output(Command::new("ip").args(["netns", "pids", ns])).unwrap_or_default();
+        let pids: Vec<i32> = pids
+            .lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .collect();
+        if pids.is_empty() || Instant::now() > deadline {
+            return;
+        }
+        for pid in pids.into_iter().filter_map(rustix::process::Pid::from_raw) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
+        thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -1,5 +1,6 @@
 //! Everything the demo makes, in one place: made by `new`, removed by `clean_up`, also after a failure or Ctrl-C.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +25,17 @@ pub(super) struct Stage {
     pub(super) agent: Agent,
     /// Servers in the pods, by name.
     pub(super) servers: Vec<(String, Process)>,
+    /// Nothing is to be removed any more.
+    settled: bool,
+}
+
+/// Also when the demo panics: the terminal it prints to may be gone.
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.remove_all();
+        }
+    }
 }
 
 /// A pod: its name and the last part of its addresses.
@@ -77,6 +89,7 @@ impl Stage {
             config,
             agent,
             servers: Vec::new(),
+            settled: false,
         })
     }
 
@@ -120,6 +133,7 @@ impl Stage {
     /// Leaves everything running.
     pub(super) fn keep(&mut self) -> Result<()> {
         fs::write(self.dir.join(KEPT), "")?;
+        self.settled = true;
         self.agent.forget();
         for (_, process) in self.servers.drain(..) {
             process.leave();
@@ -147,8 +161,13 @@ impl Stage {
 
     /// Removes everything and says what could not be removed.
     pub(super) fn clean_up(mut self) -> Vec<String> {
+        self.remove_all()
+    }
+
+    fn remove_all(&mut self) -> Vec<String> {
+        self.settled = true;
         self.servers.clear();
-        drop(self.agent);
+        self.agent.end();
         remove(&self.id)
     }
 }
@@ -209,24 +228,39 @@ fn remove(id: &str) -> Vec<String> {
 
 /// Removes what demos left that died without cleaning up; with `kept`, also those that were left running on purpose.
 pub(super) fn sweep(kept: bool) {
-    let Ok(entries) = fs::read_dir(RUN) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let id = entry.file_name().to_string_lossy().into_owned();
-        let was_kept = entry.path().join(KEPT).exists();
-        let runs =
-            fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|comm| comm.trim() == "xtask");
-        let remove_it = if was_kept { kept } else { !runs };
-        if remove_it {
+    for id in ids() {
+        let was_kept = Path::new(RUN).join(&id).join(KEPT).exists();
+        let comm = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+        if was_kept && !kept {
+            println!(
+                "demo {id} was left running with --keep; `cargo xtask demo --clean` removes it"
+            );
+        } else if was_kept || comm.trim() != "xtask" {
             println!("removing what demo {id} left");
             for left in remove(&id) {
                 eprintln!("  could not remove {left}");
             }
-        } else if was_kept {
-            println!(
-                "demo {id} was left running with --keep; `cargo xtask demo --clean` removes it"
-            );
         }
     }
+}
+
+/// Demos of which anything is left: files, namespaces, or pins.
+fn ids() -> BTreeSet<String> {
+    let names = |dir: &str| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
+    };
+    let pinned =
+        names("/sys/fs/bpf/mesh").filter_map(|name| Some(name.strip_prefix("demo-")?.to_owned()));
+    let namespaces = machine::existing().into_iter().filter_map(|name| {
+        Some(
+            name.strip_prefix(machine::PREFIX)?
+                .split('-')
+                .next()?
+                .to_owned(),
+        )
+    });
+    let all = names(RUN).chain(pinned).chain(namespaces);
+    all.filter(|id| id.bytes().all(|b| b.is_ascii_digit()))
+        .collect()
 }
