@@ -294,14 +294,17 @@ fn pid_of_the_dead_agent_reused() {
         "a process with the agent's pid",
         Duration::from_secs(60),
         || {
-            std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string())
-                .map_err(|e| e.to_string())?;
             let mut command = Command::new("bash");
             command.args(["-c", &script]);
             command
                 .stdout(std::process::Stdio::piped())
                 .stderr(std::process::Stdio::piped());
-            let child = client.spawn(&mut command).map_err(|e| e.to_string())?;
+            // On one thread: a new one would take the number for itself.
+            let child = client.enter(|| {
+                std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string())?;
+                command.spawn()
+            });
+            let child = child.map_err(|e| e.to_string())?;
             let got = child.id();
             let out = child.wait_with_output().map_err(|e| e.to_string())?;
             if got == pid {

@@ -63,20 +63,20 @@ impl Keepalive {
     }
 }
 
-/// A connection that is reset when dropped, unless it was closed in order. So every way out of a task, abort and panic
+/// A connection that is reset when dropped, unless it was closed in order. So every way out, abort, panic and kill -9
 /// included, tells the peers that the stream was cut, never that it ended.
 #[derive(Debug)]
 pub(super) struct Leg {
     /// Shared only with telemetry, which looks at it for moments.
     stream: Arc<TcpStream>,
-    orderly: bool,
 }
 
 impl Leg {
     pub(super) fn new(stream: TcpStream) -> Self {
+        // Now, not on drop: nothing of ours runs when the agent is killed.
+        reset_on_close(&stream);
         Self {
             stream: Arc::new(stream),
-            orderly: false,
         }
     }
 
@@ -87,8 +87,9 @@ impl Leg {
     }
 
     /// Both FINs have gone; close() has nothing left to cut off.
-    pub(super) fn close(mut self) {
-        self.orderly = true;
+    pub(super) fn close(self) {
+        // Fails on a socket that is dead already.
+        let _ = sockopt::set_socket_linger(self.stream.as_fd(), None);
     }
 }
 
@@ -104,14 +105,6 @@ impl LegProbe for TcpStream {
     fn rtt(&self) -> Option<(Duration, u32)> {
         let info = tcp_info(self).ok()?;
         Some((info.rtt, info.retransmits))
-    }
-}
-
-impl Drop for Leg {
-    fn drop(&mut self) {
-        if !self.orderly {
-            reset_on_close(&*self.stream);
-        }
     }
 }
 
