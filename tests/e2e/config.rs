@@ -390,8 +390,9 @@ fn refused_as_a_whole_and_the_last_good_one_stays() {
     all.push(bad(
         "the host's namespace",
         format!(
-            "{WORKLOAD}  node: {}\n  addresses: [\"10.9.9.9\"]\n  netns: /proc/1/ns/net\n",
-            bed.node.name()
+            "{WORKLOAD}  node: {}\n  addresses: [\"10.9.9.9\"]\n  netns: {}\n",
+            bed.node.name(),
+            bed.node.path().display()
         ),
         9,
         &["spec.netns"],

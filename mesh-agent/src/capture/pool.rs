@@ -169,7 +169,8 @@ struct Filling<'a>(&'a AtomicBool);
 
 impl<'a> Filling<'a> {
     fn begin(flag: &'a AtomicBool) -> Option<Self> {
-        (!flag.swap(true, Ordering::AcqRel)).then_some(Self(flag))
+        // Not `then_some`: its argument would be made and dropped, which gives back what somebody else holds.
+        (!flag.swap(true, Ordering::AcqRel)).then(|| Self(flag))
     }
 }
 
