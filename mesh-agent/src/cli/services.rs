@@ -37,7 +37,7 @@ pub(super) fn ports(rows: &[Service]) -> Table {
         .text("ENDPOINTS")
         .number("CONNECTIONS");
     for service in rows {
-        for port in &service.ports {
+        for port in &both_families(&service.ports) {
             table.row(vec![
                 service.name.as_str().into(),
                 dash(Some(service.addresses.join(",").as_str())),
@@ -49,6 +49,19 @@ pub(super) fn ports(rows: &[Service]) -> Table {
         }
     }
     table
+}
+
+/// The agent tells a port once for each address family of the service, because endpoints have one; a reader of the
+/// short table wants one line.
+fn both_families(ports: &[ServicePort]) -> Vec<ServicePort> {
+    let mut merged: Vec<ServicePort> = Vec::new();
+    for port in ports {
+        match merged.last_mut() {
+            Some(last) if last.port == port.port => last.endpoints.extend(port.endpoints.clone()),
+            _ => merged.push(port.clone()),
+        }
+    }
+    merged
 }
 
 pub(super) fn endpoints(rows: &[Service]) -> Table {
