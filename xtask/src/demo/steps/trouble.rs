@@ -117,7 +117,7 @@ pub(super) fn killed(
     stage.agent.kill()?;
     let (said, took) = fetch_fails(stage, &format!("http://{VIP}/"))?;
     let (shown, _) = curl(stage, &format!("http://{VIP}/"));
-    tell.say(format!("$ {shown}"));
+    println!("   $ {shown}");
     tell.print(&said, 3);
     ensure!(
         took < Duration::from_secs(2),
