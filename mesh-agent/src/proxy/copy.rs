@@ -7,6 +7,8 @@
 //! Readiness (tokio's epoll is edge-triggered): a system call that must not be repeated before the next event runs
 //! inside `try_io`, which notices an event that came in between. A write is tried without asking first, since a socket
 //! is nearly always writable; only after it fell short does it go through `try_io`.
+//!
+//! Urgent data: the bytes around it are carried, the urgent byte itself is not.
 
 use std::{
     cell::RefCell,
@@ -26,6 +28,7 @@ use rustix::{
 use tokio::{io::Interest, net::TcpStream};
 
 use super::pipes::{Pipe, Pipes};
+use crate::capture::sys::tcp::at_urgent_mark;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -180,8 +183,9 @@ impl Direction {
                 let n = retry(|| rustix::io::read(source, &mut *scratch))?;
                 read = Some(n);
                 // A short read has drained the socket: clear the readiness now and save the read that would say so.
-                // The FIN and errors stay visible, tokio does not clear those.
-                if n != 0 && n < scratch.len() {
+                // The FIN and errors stay visible, tokio does not clear those. Unless it ended before an urgent byte:
+                // no event would tell of what is queued behind that.
+                if n != 0 && n < scratch.len() && !at_urgent_mark(source) {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
                 Ok(())
@@ -226,7 +230,14 @@ impl Direction {
         moved: &AtomicU64,
     ) -> Result<Took, Broken> {
         let taken = source.try_io(Interest::READABLE, || {
-            splice_once(source, &pipe.write, pipe.capacity())
+            match splice_once(source, &pipe.write, pipe.capacity()) {
+                // It stops at an urgent byte for good: as if nothing came, or, after a FIN, as if this were the end.
+                Ok(0) if at_urgent_mark(source) => Err(Errno::INVAL.into()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && at_urgent_mark(source) => {
+                    Err(Errno::INVAL.into())
+                }
+                taken => taken,
+            }
         });
         let n = match taken {
             Ok(n) => n,
@@ -234,9 +245,11 @@ impl Direction {
                 pipe.put_back();
                 return Ok(Took::Nothing);
             }
-            // A socket that cannot splice (never seen for TCP) is copied.
+            // Urgent data, which only a read gets past. (Or a socket that cannot splice, never seen for TCP.)
             Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                pipe.put_back();
                 self.bulk = false;
+                self.streak = 0;
                 return Ok(Took::Bytes(0));
             }
             Err(e) => return Err(Broken::Source(e)),

@@ -6,6 +6,9 @@ use std::{
     time::Duration,
 };
 
+/// <asm-generic/sockios.h>; libc has no constant.
+const SIOCATMARK: libc::c_ulong = 0x8905;
+
 /// What the kernel knows of a connection, as far as the proxy asks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TcpInfo {
@@ -49,6 +52,15 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
         rtt: Duration::from_micros(info.tcpi_rtt.into()),
         retransmits: info.tcpi_total_retrans,
     })
+}
+
+/// True if the next byte of the stream is urgent data (`sockatmark`). A read ends before it although more may be queued,
+/// and splice(2) never gets past it.
+pub(crate) fn at_urgent_mark(socket: impl AsFd) -> bool {
+    let mut at: libc::c_int = 0;
+    // SAFETY: SIOCATMARK writes one int, and `at` is one that lives through the call.
+    let rc = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCATMARK, &raw mut at) };
+    rc == 0 && at != 0
 }
 
 /// `IP_BIND_ADDRESS_NO_PORT`: bind() to an address chooses no port yet, connect() does, by the whole tuple. Serves IPv6

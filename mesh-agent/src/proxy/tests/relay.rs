@@ -344,3 +344,41 @@ async fn fairness_beside_bulk() {
         task.abort();
     }
 }
+
+/// A read ends before an urgent byte, and no event tells of what is behind it.
+#[tokio::test]
+async fn bytes_behind_urgent_data() {
+    let rig = Rig::new();
+    let (mut client, mut server) = rig.connect(&listen().await).await;
+    write(&mut client, b"question").await;
+    assert_eq!(read(&mut server, 8).await, b"question");
+    // All three are queued when the proxy looks.
+    let together = client.into_std().unwrap();
+    rustix::net::send(&together, b"abc", rustix::net::SendFlags::empty()).unwrap();
+    rustix::net::send(&together, b"!", rustix::net::SendFlags::OOB).unwrap();
+    rustix::net::send(&together, b"def", rustix::net::SendFlags::empty()).unwrap();
+    let mut client = TcpStream::from_std(together).unwrap();
+    assert_eq!(read(&mut server, 6).await, b"abcdef");
+    client.shutdown().await.unwrap();
+    assert_eq!(read_to_end(&mut server).await.unwrap(), b"");
+}
+
+/// splice(2) never gets past an urgent byte; with a FIN behind it, it reports the end.
+#[tokio::test]
+async fn bulk_behind_urgent_data() {
+    const EACH: usize = 24 << 20;
+    for pause in [Duration::ZERO, Duration::from_millis(200)] {
+        let rig = Rig::new();
+        let (mut client, mut server) = rig.connect(&listen().await).await;
+        let sender = async {
+            let block = vec![7; EACH];
+            write(&mut client, &block).await;
+            rustix::net::send(&client, b"!", rustix::net::SendFlags::OOB).unwrap();
+            tokio::time::sleep(pause).await;
+            write(&mut client, &block).await;
+            client.shutdown().await.unwrap();
+        };
+        let (received, ()) = tokio::join!(read_to_end(&mut server), sender);
+        assert_eq!(received.unwrap().len(), 2 * EACH);
+    }
+}
