@@ -16,7 +16,7 @@ use mesh_tests::{
     traffic::{self, Server, server},
 };
 
-use crate::common::{INBOUND, PROXIED, must_be_refused, must_echo, records};
+use crate::common::{INBOUND, PROXIED, must_be_refused, must_be_reset, must_echo, records};
 
 static BED: Shared<Bed> = Shared::new();
 
@@ -32,6 +32,7 @@ tests! {
     listeners_on_capture_ports,
     server_speaks_first,
     nobody_answers_on_agent_ports,
+    agent_listeners_dialled_from_inside,
 }
 
 pub(crate) fn teardown() {
@@ -242,5 +243,23 @@ fn nobody_answers_on_agent_ports() {
         let port: u16 = local.rsplit(':').next().unwrap().parse().unwrap();
         must_be_refused(ext, peer.v4(port));
         must_be_refused(ext, peer.v6(port));
+    }
+}
+
+/// A process of the pod sees the agent's listeners and dials one where it is bound: nothing was captured, nothing is
+/// dialled on. (To dial on would lead to the same listener, and again, until no descriptor is left.)
+fn agent_listeners_dialled_from_inside() {
+    mesh_tests::bed::needs_mesh();
+    let bed = bed();
+    let peer = bed.pod("peer");
+    let listening = mesh_tests::command::stdout(peer, "ss", &["-Htln"], Duration::from_secs(5));
+    let loopback: Vec<SocketAddr> = listening
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(3)?.parse().ok())
+        .filter(|local: &SocketAddr| local.ip().is_loopback())
+        .collect();
+    assert!(loopback.len() >= 4, "the agent's listeners: {listening}");
+    for local in loopback {
+        must_be_reset(peer, local, Duration::from_secs(2));
     }
 }

@@ -35,6 +35,12 @@ impl PodSockets for Pod {
         Pod::set_client(self, fd, client)
     }
 
+    /// Nothing is steered from a loopback address: who comes by one has dialled the listener where it is bound, and to
+    /// dial that on would reach it again, and again, until no descriptor is left.
+    fn application(&self, accepted: SocketAddr) -> Option<SocketAddr> {
+        (!accepted.ip().to_canonical().is_loopback()).then_some(accepted)
+    }
+
     fn is_self_test(&self, client: SocketAddr, destination: SocketAddr) -> bool {
         Pod::is_self_test(self, client, destination)
     }

@@ -62,7 +62,10 @@ async fn connect(
     peer: SocketAddr,
     report: &Report,
 ) -> Result<Connected, Reason> {
-    let application = served.pod.application(dialled);
+    let application = served
+        .pod
+        .application(dialled)
+        .ok_or(Reason::NoOriginalDestination)?;
     report.set_upstream(application, Some(served.pod.name().clone()));
     let deadline = Instant::now() + shared.options.connect_timeout;
     let dial = dial(shared, served, application, peer, report);

@@ -64,9 +64,10 @@ pub trait PodSockets: Send + Sync + 'static {
     /// Says on whose behalf a socket will dial the application. Before connect().
     fn set_client(&self, fd: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()>;
 
-    /// Where the application listens, when an inbound connection was accepted with this local address.
-    fn application(&self, accepted: SocketAddr) -> SocketAddr {
-        accepted
+    /// Where the application listens, when an inbound connection was accepted with this local address. `None`: it was
+    /// not steered, the workload dialled the agent's listener itself.
+    fn application(&self, accepted: SocketAddr) -> Option<SocketAddr> {
+        Some(accepted)
     }
 
     /// Whether a connection to this destination is capture's own test of itself, which is closed without a word.

@@ -83,8 +83,8 @@ impl PodSockets for TestPod {
         Ok(())
     }
 
-    fn application(&self, _: SocketAddr) -> SocketAddr {
-        *self.application.lock().unwrap()
+    fn application(&self, _: SocketAddr) -> Option<SocketAddr> {
+        Some(*self.application.lock().unwrap())
     }
 }
 
