@@ -9,18 +9,28 @@ use serde_json::Value;
 
 /// The state of every workload that the agent knows.
 pub(super) fn workload_states(node: &str) -> Result<Vec<String>> {
+    let state = |w: &Value| w["state"].as_str().unwrap_or_default().to_owned();
+    Ok(list(node, "workloads")?.iter().map(state).collect())
+}
+
+/// How many services the agent knows.
+pub(super) fn services(node: &str) -> Result<usize> {
+    Ok(list(node, "services")?.len())
+}
+
+fn list(node: &str, what: &str) -> Result<Vec<Value>> {
     let path = format!("/run/mesh-agent/{node}.sock");
     let mut stream = UnixStream::connect(&path).with_context(|| path.clone())?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(b"GET /v1/workloads HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let request = format!("GET /v1/{what} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (_, body) = answer.split_once("\r\n\r\n").context("not HTTP")?;
-    let value: Value = serde_json::from_str(body).with_context(|| body.to_owned())?;
+    let value: Value = serde_json::from_str(body).context("not JSON")?;
     let inner = value
         .as_object()
         .and_then(|o| o.values().find_map(Value::as_array));
     let list = value.as_array().or(inner).context("not a list")?;
-    let state = |w: &Value| w["state"].as_str().unwrap_or_default().to_owned();
-    Ok(list.iter().map(state).collect())
+    Ok(list.clone())
 }

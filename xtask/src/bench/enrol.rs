@@ -13,7 +13,7 @@ use crate::interrupt;
 
 const PODS: usize = 100;
 const FILE: &str = "many.yaml";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(super) fn run(
     bed: &mut Bed,
@@ -51,11 +51,11 @@ fn measure(bed: &mut Bed, config: &Config, rounds: usize, figures: &mut Figures)
             "true",
         );
     }
-    let already = enrolled(bed)?;
+    let already = enrolled(&admin::workload_states(bed.node())?);
     for _ in 0..rounds {
         let start = Instant::now();
         config.put(FILE, &pods)?;
-        wait(bed, "enrolled", |now| now == already + PODS)?;
+        wait(bed, "enrolled", |states| enrolled(states) == already + PODS)?;
         let seconds = start.elapsed().as_secs_f64();
         figures.add("enrol-100", "mesh", "seconds", "s", seconds);
         figures.add(
@@ -66,25 +66,28 @@ fn measure(bed: &mut Bed, config: &Config, rounds: usize, figures: &mut Figures)
             seconds / PODS as f64,
         );
         config.remove(FILE)?;
-        wait(bed, "released", |now| now == already)?;
+        // A pod that is being released cannot be enrolled again yet.
+        wait(bed, "released", |states| {
+            enrolled(states) == already && !states.iter().any(|s| s == "releasing")
+        })?;
     }
     Ok(())
 }
 
-fn enrolled(bed: &Bed) -> Result<usize> {
-    let states = admin::workload_states(bed.node())?;
-    Ok(states.iter().filter(|s| *s == "enrolled").count())
+fn enrolled(states: &[String]) -> usize {
+    states.iter().filter(|s| *s == "enrolled").count()
 }
 
-fn wait(bed: &Bed, what: &str, holds: impl Fn(usize) -> bool) -> Result<()> {
+fn wait(bed: &Bed, what: &str, holds: impl Fn(&[String]) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         interrupt::check()?;
-        let now = enrolled(bed)?;
-        if holds(now) {
+        let states = admin::workload_states(bed.node())?;
+        if holds(&states) {
             return Ok(());
         }
         if Instant::now() > deadline {
+            let now = enrolled(&states);
             bail!("not all {what} within {PATIENCE:?}; enrolled are {now}");
         }
         thread::sleep(Duration::from_millis(5));

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use super::bed::{Bed, LOAD_CPU, PROXY_CPU};
 use super::config::Config;
@@ -96,12 +96,17 @@ impl Run<'_> {
     }
 
     fn all(&mut self) -> Result<()> {
+        // First, while every proxy is fresh: memory that it keeps from earlier connections would hide what one costs.
+        self.idle()?;
+        if self.subjects.has("mesh") && self.args.wants("enrol-100") {
+            println!("enrol-100 ...");
+            enrol::run(self.bed, self.config, self.args.rounds, &mut self.figures)?;
+        }
         self.ping()?;
         for connections in [1, 8, 64] {
             self.stream(connections)?;
         }
         self.connect("connect-warm", &[])?;
-        self.idle()?;
         if self.subjects.has("mesh") {
             self.changes()?;
         }
@@ -222,19 +227,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Enrolment, reload, and the cost of a connection with few and many services.
+    /// Reload, and the cost of a connection with few and many services.
     fn changes(&mut self) -> Result<()> {
-        if self.args.wants("enrol-100") {
-            println!("enrol-100 ...");
-            enrol::run(self.bed, self.config, self.args.rounds, &mut self.figures)?;
-        }
         let (small, large) = (self.args.wants("connect"), self.args.wants("reload-10k"));
         if !small && !large {
             return Ok(());
         }
         // Ten services with the three that the bench has.
         self.config.crowd(7)?;
-        self.settle()?;
+        self.settle(10)?;
         self.connect("connect-10", &["direct", "mesh"])?;
         if large {
             reload::run(
@@ -246,7 +247,7 @@ impl Run<'_> {
             )?;
         }
         self.config.crowd(10_000)?;
-        self.settle()?;
+        self.settle(10_003)?;
         self.connect("connect-10k", &["direct", "mesh"])?;
         if large {
             println!("reload-10k ...");
@@ -262,11 +263,14 @@ impl Run<'_> {
     }
 
     /// Waits until the last edit is in effect: one more edit, which comes after it, is.
-    fn settle(&mut self) -> Result<()> {
+    fn settle(&mut self, services: usize) -> Result<()> {
         let mut unused = Figures::default();
         reload::run(self.bed, self.config, "settle", 2, &mut unused)?;
-        admin::workload_states(self.bed.node())?;
-        thread::sleep(Duration::from_millis(200));
+        let known = admin::services(self.bed.node())?;
+        ensure!(
+            known == services,
+            "the agent knows {known} services of {services}"
+        );
         Ok(())
     }
 
