@@ -9,6 +9,7 @@ use mesh_tests::{
     command, run,
     runner::Shared,
     tests,
+    traffic::{self, Server},
 };
 
 static BED: Shared<Bed> = Shared::new();
@@ -16,6 +17,7 @@ static BED: Shared<Bed> = Shared::new();
 tests! {
     tables_name_what_there_is,
     workloads_say_why_not,
+    watch_redraws_with_rates,
     no_agent_is_said_with_what_to_do,
     check_this_machine,
     config_dump_and_log_level,
@@ -111,6 +113,19 @@ fn workloads_say_why_not() {
         reason(&format!("{NAMESPACE}/elsewhere")).contains("another node"),
         "{all}"
     );
+}
+
+fn watch_redraws_with_rates() {
+    let bed = bed();
+    let (client, web) = (bed.pod("client"), bed.pod("web1"));
+    let server = Server::echo(web, web.v4(0));
+    let stream = traffic::connect(client, server.addr).unwrap();
+    crate::common::ping(&stream).unwrap();
+    let text = said(&bed, &["connections", "--watch", "--count", "2"]);
+    let me = stream.local_addr().unwrap().to_string();
+    assert!(text.matches("client").count() >= 2, "drawn twice: {text}");
+    assert!(text.contains("/S"), "rates: {text}");
+    assert!(text.contains(&server.addr.to_string()), "{me}: {text}");
 }
 
 fn no_agent_is_said_with_what_to_do() {

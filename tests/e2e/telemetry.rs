@@ -208,13 +208,19 @@ fn bytes_are_equal_everywhere() {
                         (&sent.into(), &received.into(), &"completed".into()),
                         "{row}"
                     );
-                    let lines = log_lines(&bed, source);
-                    assert!(
-                        lines.iter().any(|l| says(l, "bytes_sent", sent)
-                            && says(l, "bytes_received", received)
-                            && says(l, "reason", "completed")),
-                        "{lines:?}"
-                    );
+                    eventually_some("the log has it", Duration::from_secs(5), || {
+                        let lines = log_lines(&bed, source);
+                        let found = lines.iter().any(|l| {
+                            says(l, "bytes_sent", sent)
+                                && says(l, "bytes_received", received)
+                                && says(l, "reason", "completed")
+                        });
+                        if found {
+                            Ok(())
+                        } else {
+                            Err(format!("{lines:?}"))
+                        }
+                    });
                 }
                 let workload = if reporter == "source" {
                     "source_workload"
@@ -298,6 +304,26 @@ fn live_connections_are_listed() {
         ("state", "established".into()),
     ] {
         assert_eq!(row[field], value, "{field} of {row}");
+    }
+    for (filter, hit) in [
+        (["--workload", "client"], true),
+        (["--workload", "shop/nobody"], false),
+        (["--service", "web"], true),
+        (["--service", "nothing"], false),
+        (["--port", "80"], true),
+        (["--port", "4711"], false),
+        (["--state", "established"], true),
+        (["--state", "close_wait"], false),
+    ] {
+        let all = bed
+            .agent()
+            .json(&[&["connections"][..], &filter[..]].concat());
+        let found = all
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|c| c["source"] == me.to_string() && c["direction"] == "outbound");
+        assert_eq!(found, hit, "{filter:?}: {all}");
     }
     finish(&stream);
 }
