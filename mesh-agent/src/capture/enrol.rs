@@ -211,6 +211,7 @@ impl Shared {
             rtnl: found.rtnl,
             listeners: made,
             addresses: Vec::new(),
+            seen: Vec::new(),
             listening: Vec::new(),
             missing: HashSet::new(),
             exclusions: Exclusions::default(),

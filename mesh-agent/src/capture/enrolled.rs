@@ -45,6 +45,8 @@ pub(super) struct Inner {
     pub rtnl: Netlink,
     pub listeners: Vec<Listener>,
     pub addresses: Vec<IpAddr>,
+    /// What the namespace had at the last look: `addresses`, and those that are another workload's.
+    pub seen: Vec<IpAddr>,
     pub listening: Vec<SocketAddr>,
     /// Entries of `listen_ports` whose listener was missing at the last look.
     pub missing: HashSet<Addr>,
@@ -139,11 +141,23 @@ impl Enrolled {
             .filter(|a| a.usable)
             .map(|a| a.ip)
             .collect();
-        if now == inner.addresses {
+        // One that is another's may have become free; one of ours may have been taken back.
+        if now == inner.seen
+            && now.len() == inner.addresses.len()
+            && inner
+                .holds(maps, cookie)
+                .map_err(EnrolError::io("cannot read pod_addrs"))?
+        {
             return Ok(());
         }
-        tracing::info!(workload = %self.pod.name, addresses = ?now, "addresses changed");
+        if now != inner.seen {
+            tracing::info!(workload = %self.pod.name, addresses = ?now, "addresses changed");
+        }
+        let before = inner.addresses.clone();
         inner.set_addresses(maps, cookie, now)?;
+        if inner.addresses == before {
+            return Ok(());
+        }
         self.pod.addresses.store(Arc::new(inner.addresses.clone()));
         // A listener for IPv6 only has one entry for each address.
         self.dirty.store(true, Ordering::Relaxed);
@@ -191,6 +205,17 @@ impl Inner {
         maps.workloads.insert(&cookie, &row)
     }
 
+    /// True while all of `addresses` lead here.
+    fn holds(&self, maps: &Maps, cookie: u64) -> io::Result<bool> {
+        for address in &self.addresses {
+            let held = maps.pod_addrs.get(&ip_key(*address))?;
+            if held.is_none_or(|h| h.netns != cookie) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The address of a family that captured connections are redirected to: the first that configuration names, else
     /// the first there is. Zero if there is none.
     fn main_address(&self, family: fn(&IpAddr) -> bool) -> [u8; 16] {
@@ -205,6 +230,10 @@ impl Inner {
     }
 
     /// New addresses lead to the listeners before they are redirected to; old ones no longer are before they go.
+    ///
+    /// A namespace may have any address that its processes give it, and several may have the same (a bridge inside a
+    /// pod). An address belongs to the workload whose configuration names it, else to the first that has it; for
+    /// others it is left out. So no workload keeps another from being captured.
     pub(super) fn set_addresses(
         &mut self,
         maps: &Maps,
@@ -212,6 +241,8 @@ impl Inner {
         now: Vec<IpAddr>,
     ) -> Result<(), EnrolError> {
         let write = |what| EnrolError::io(what);
+        let mut own = Vec::with_capacity(now.len());
+        let mut taken = None;
         for address in &now {
             let key = ip_key(*address);
             let held = maps
@@ -224,20 +255,31 @@ impl Inner {
                     .workloads
                     .get(&netns)
                     .map_err(write("cannot read workloads"))?;
+                let named = self.wanted.addresses.contains(address);
+                if alive.is_some() && !named {
+                    if !self.seen.contains(address) {
+                        tracing::warn!(workload = %self.wanted.name, %address, netns, "an address is not captured: it is another workload's");
+                    }
+                    taken = Some((*address, netns));
+                    continue;
+                }
                 if alive.is_some() {
-                    return Err(EnrolError::AddressTaken {
-                        address: *address,
-                        cookie: netns,
-                    });
+                    tracing::warn!(workload = %self.wanted.name, %address, netns, "took its address back from a workload that is not configured to have it");
                 }
             }
+            own.push(*address);
             listeners::register(maps, &self.listeners, *address)
                 .map_err(write("cannot put a listener into the map"))?;
             maps.pod_addrs
                 .insert(&key, &PodAddr { netns: cookie })
                 .map_err(write("cannot write pod_addrs"))?;
         }
-        let before = std::mem::replace(&mut self.addresses, now);
+        if let (Some((address, cookie)), true) = (taken, own.is_empty()) {
+            // Without any address nothing would be captured.
+            return Err(EnrolError::AddressTaken { address, cookie });
+        }
+        self.seen = now;
+        let before = std::mem::replace(&mut self.addresses, own);
         self.write_row(maps, cookie)
             .map_err(write("cannot write the workload's row"))?;
         for address in before.iter().filter(|a| !self.addresses.contains(a)) {

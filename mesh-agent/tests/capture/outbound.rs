@@ -86,3 +86,41 @@ fn an_address_that_appears_later_is_captured() {
     assert_eq!(line(&mut stream), "original=[2001:db8:5::7]:443");
     agent.release();
 }
+
+/// Two workloads may have the same address (a bridge inside each, or one that means harm): that keeps neither from
+/// being captured, and who is configured to have it has it.
+#[test]
+fn an_address_in_two_namespaces() {
+    if !is_root() {
+        return;
+    }
+    let pins = Pins(node());
+    let (a, b) = wire();
+    let shared: std::net::IpAddr = "172.31.255.1".parse().unwrap();
+    let add = |ns: &crate::bed::Ns, address: std::net::IpAddr| {
+        crate::bed::ip(&format!("-n {} addr add {address}/32 dev lo", ns.name));
+    };
+    add(&a, shared);
+    add(&b, shared);
+    add(&a, b.v4.into());
+    let agent = Agent::start(&pins.0);
+    agent.enrol(vec![wanted(&a)]);
+    let shown = |ns: &crate::bed::Ns| {
+        let pods = agent.capture.pods();
+        let pod = pods.iter().find(|p| *p.name.name == *ns.name);
+        pod.map(|p| p.addresses.clone()).unwrap_or_default()
+    };
+    assert!(shown(&a).contains(&b.v4.into()), "nobody else is there yet");
+    agent.enrol(vec![wanted(&a), wanted(&b)]);
+    assert!(shown(&b).contains(&b.v4.into()), "{:?}", shown(&b));
+    assert!(!shown(&b).contains(&shared), "{:?}", shown(&b));
+    crate::bed::eventually("the other one lets go of it", || {
+        !shown(&a).contains(&b.v4.into())
+    });
+    let dial = outside("203.0.113.9:443");
+    for ns in [&a, &b] {
+        let mut stream = ns.run(|| TcpStream::connect_timeout(&dial, SOON)).unwrap();
+        assert_eq!(line(&mut stream), "original=203.0.113.9:443");
+    }
+    agent.release();
+}
