@@ -107,7 +107,16 @@ impl ProxyOptions {
 /// The proxy of one agent.
 pub struct Proxy {
     shared: Arc<Shared>,
-    served: Mutex<HashMap<u64, Arc<Served>>>,
+    served: Mutex<Table>,
+}
+
+/// Workloads by cookie of their namespace.
+#[derive(Default)]
+struct Table {
+    serving: HashMap<u64, Arc<Served>>,
+    /// No longer accepting, connections are left. The same namespace may be served anew meanwhile, under another name
+    /// or policy: that must not get what is stopping here.
+    stopping: Vec<Arc<Served>>,
 }
 
 /// What every connection uses.
@@ -174,6 +183,7 @@ impl Proxy {
         let cookie = pod.cookie();
         let served = Arc::clone(
             self.lock()
+                .serving
                 .entry(cookie)
                 .or_insert_with(|| Arc::new(Served::new(pod))),
         );
@@ -186,22 +196,35 @@ impl Proxy {
     /// Drops the workload's listeners (the kernel resets what is queued on them), lets its connections end within
     /// `grace`, then resets the rest. [`Duration::MAX`]: as long as they live.
     pub async fn stop_pod(&self, cookie: u64, grace: Duration) {
-        let served = self.lock().get(&cookie).cloned();
-        if let Some(served) = served {
-            served.stop(grace, Reason::WorkloadGone).await;
-            self.lock().retain(|_, s| !Arc::ptr_eq(s, &served));
-        }
+        let all: Vec<_> = {
+            let mut table = self.lock();
+            let served = table.serving.remove(&cookie);
+            table.stopping.extend(served);
+            let same = table.stopping.iter().filter(|s| s.pod.cookie() == cookie);
+            same.cloned().collect()
+        };
+        join_all(all.iter().map(|s| s.stop(grace, Reason::WorkloadGone))).await;
+        self.lock()
+            .stopping
+            .retain(|s| !all.iter().any(|ended| Arc::ptr_eq(s, ended)));
     }
 
     /// How long ago a connection of the workload was last accepted; `None` for none yet, or an unknown workload.
     pub fn since_last_accept(&self, cookie: u64) -> Option<Duration> {
-        self.lock().get(&cookie)?.since_last_accept()
+        self.lock().serving.get(&cookie)?.since_last_accept()
     }
 
     /// Stops accepting for every workload, lets connections end within the `drainTimeout` of its policy, then resets
     /// the rest.
     pub async fn drain(&self) {
-        let all: Vec<_> = self.lock().drain().map(|(_, served)| served).collect();
+        let all: Vec<_> = {
+            let mut table = self.lock();
+            let serving: Vec<_> = table.serving.drain().map(|(_, served)| served).collect();
+            serving
+                .into_iter()
+                .chain(table.stopping.drain(..))
+                .collect()
+        };
         join_all(
             all.iter()
                 .map(|s| s.stop(s.pod.policy().drain_timeout, Reason::Drained)),
@@ -212,13 +235,20 @@ impl Proxy {
     pub fn status(&self) -> ProxyStatus {
         let mut workloads: Vec<_> = self
             .lock()
-            .values()
+            .all()
             .map(|s| WorkloadStatus {
                 name: s.pod.name().clone(),
                 connections: s.share.used(),
             })
             .collect();
         workloads.sort_by(|a, b| a.name.cmp(&b.name));
+        workloads.dedup_by(|later, first| {
+            let same = later.name == first.name;
+            if same {
+                first.connections += later.connections;
+            }
+            same
+        });
         ProxyStatus {
             connections: self.shared.limits.used(),
             max_connections: self.shared.limits.max(),
@@ -227,7 +257,13 @@ impl Proxy {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Served>>> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn all(&self) -> impl Iterator<Item = &Arc<Served>> {
+        self.serving.values().chain(&self.stopping)
     }
 }

@@ -103,6 +103,48 @@ async fn stop_resets_the_connections_of_a_workload_that_is_gone() {
     assert!(rig.proxy.status().workloads.is_empty());
 }
 
+/// Released with a connection that lives on, and enrolled again meanwhile: what is served anew is another thing.
+#[tokio::test]
+async fn a_workload_that_is_served_again_while_it_stops() {
+    let rig = Rig::new();
+    let server = listen().await;
+    let (mut old, mut old_server) = rig.connect(&server).await;
+    let proxy = rig.proxy.clone();
+    let stop = tokio::spawn(async move { proxy.stop_pod(1, Duration::MAX).await });
+    poll_until("the listener to close", || {
+        std::net::TcpStream::connect(rig.outbound).err()
+    })
+    .await;
+    let (again, outbound, _) = add_pod(&rig.proxy, "again", 1);
+    *again.dials.lock().unwrap() = Some(server.local_addr().unwrap());
+    let client = TcpStream::connect(outbound).await.unwrap();
+    let (accepted, _) = within(server.accept()).await.unwrap();
+    // Its own name and policy, not those of the one that stops.
+    let names = |proxy: &Proxy| -> Vec<(String, usize)> {
+        let status = proxy.status().workloads;
+        status
+            .iter()
+            .map(|w| (w.name.to_string(), w.connections))
+            .collect()
+    };
+    assert_eq!(
+        names(&rig.proxy),
+        [("test/again".to_owned(), 1), ("test/app".to_owned(), 1)]
+    );
+    drop((client, accepted));
+    write(&mut old, b"lives").await;
+    assert_eq!(read(&mut old_server, 5).await, b"lives");
+    drop((old, old_server));
+    within(stop).await.unwrap();
+    // The end of the old one has not ended the new one, and the new one can be stopped.
+    assert_eq!(names(&rig.proxy).len(), 1);
+    within(rig.proxy.stop_pod(1, Duration::ZERO)).await;
+    poll_until("the second listener to close", || {
+        std::net::TcpStream::connect(outbound).err()
+    })
+    .await;
+}
+
 /// Runs in a process of its own: the limit is the process's.
 #[test]
 fn out_of_descriptors_is_refused_and_counted() {
