@@ -27,6 +27,10 @@ use super::{
     rtnl,
 };
 
+/// Addresses of one workload that are captured though no configuration names them. The maps are shared by all: a pod
+/// that gives itself thousands must not keep others from being enrolled.
+const MAX_UNNAMED: usize = 256;
+
 /// One captured workload.
 pub(super) struct Enrolled {
     pub pod: Arc<Pod>,
@@ -242,8 +246,16 @@ impl Inner {
     ) -> Result<(), EnrolError> {
         let write = |what| EnrolError::io(what);
         let mut own = Vec::with_capacity(now.len());
-        let mut taken = None;
+        let (mut taken, mut unnamed) = (None, 0);
         for address in &now {
+            let named = self.wanted.addresses.contains(address);
+            unnamed += usize::from(!named);
+            if unnamed > MAX_UNNAMED && !named {
+                if unnamed == MAX_UNNAMED + 1 && self.seen != now {
+                    tracing::warn!(workload = %self.wanted.name, addresses = now.len(), "has so many addresses that some are not captured");
+                }
+                continue;
+            }
             let key = ip_key(*address);
             let held = maps
                 .pod_addrs
@@ -255,7 +267,6 @@ impl Inner {
                     .workloads
                     .get(&netns)
                     .map_err(write("cannot read workloads"))?;
-                let named = self.wanted.addresses.contains(address);
                 if alive.is_some() && !named {
                     if !self.seen.contains(address) {
                         tracing::warn!(workload = %self.wanted.name, %address, netns, "an address is not captured: it is another workload's");

@@ -124,3 +124,24 @@ fn an_address_in_two_namespaces() {
     }
     agent.release();
 }
+
+/// The maps are shared by all workloads of the node.
+#[test]
+fn thousands_of_addresses_are_not_all_captured() {
+    if !is_root() {
+        return;
+    }
+    let pins = Pins(node());
+    let (a, _b) = wire();
+    a.run(|| {
+        let range = "for i in $(seq 1 150); do echo addr add 172.30.1.$i/32 dev lo; echo addr add 172.30.2.$i/32 dev lo; done | ip -batch -";
+        let done = std::process::Command::new("sh").args(["-c", range]).status();
+        assert!(done.unwrap().success());
+    });
+    let agent = Agent::start(&pins.0);
+    agent.enrol(vec![wanted(&a)]);
+    let shown = agent.capture.pods()[0].addresses.clone();
+    assert_eq!(shown.len(), 256 + 2);
+    assert!(shown.contains(&a.v4.into()) && shown.contains(&a.v6.into()));
+    agent.release();
+}
