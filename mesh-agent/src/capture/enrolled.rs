@@ -261,6 +261,11 @@ impl Inner {
                 .pod_addrs
                 .get(&key)
                 .map_err(write("cannot read pod_addrs"))?;
+            if held.is_some_and(|h| h.netns == cookie) && self.addresses.contains(address) {
+                // Stands already. An agent on its way out has taken its listeners out of the map: not again.
+                own.push(*address);
+                continue;
+            }
             if let Some(PodAddr { netns }) = held.filter(|h| h.netns != cookie) {
                 // A row without a workload is what a dead namespace left.
                 let alive = maps
