@@ -40,7 +40,8 @@ impl Bed {
     pub(super) fn new(mesh_load: PathBuf) -> Result<Self> {
         let id = format!("cm-bench-{}", std::process::id());
         let dir = std::env::temp_dir().join(&id);
-        std::fs::create_dir_all(&dir)?;
+        // Apart from the configuration: the agent watches that folder and its parent.
+        std::fs::create_dir_all(dir.join("logs"))?;
         let mut bed = Self {
             id,
             dir,
@@ -93,7 +94,7 @@ impl Bed {
     }
 
     pub(super) fn log(&self, name: &str) -> PathBuf {
-        self.dir.join(format!("{name}.log"))
+        self.dir.join("logs").join(format!("{name}.log"))
     }
 
     pub(super) fn add_namespace(&mut self, name: &str, sysctls: &[&str]) -> Result<String> {
@@ -129,7 +130,7 @@ impl Drop for Bed {
         self.remove_namespaces_after(0);
         // Logs of a failed run are worth keeping, and so little that a good run may leave them to the next boot too.
         if !std::thread::panicking() {
-            let _ = std::fs::remove_dir_all(self.dir.join("config"));
+            let _ = std::fs::remove_dir_all(self.dir.join("etc"));
         }
     }
 }

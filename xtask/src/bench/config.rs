@@ -27,7 +27,7 @@ pub(super) struct Config {
 
 impl Config {
     pub(super) fn new(bed: &Bed) -> Result<Self> {
-        let dir = bed.dir.join("config");
+        let dir = bed.dir.join("etc/config");
         fs::create_dir_all(&dir)?;
         let config = Self { dir };
         config.put("namespace.yaml", NAMESPACE)?;
