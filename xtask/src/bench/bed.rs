@@ -34,6 +34,8 @@ pub(super) struct Bed {
     pub(super) dir: PathBuf,
     pub(super) mesh_load: PathBuf,
     namespaces: Vec<String>,
+    /// Until the run is known to be good.
+    keep_logs: bool,
 }
 
 impl Bed {
@@ -47,6 +49,7 @@ impl Bed {
             dir,
             mesh_load,
             namespaces: Vec::new(),
+            keep_logs: true,
         };
         bed.build()?;
         Ok(bed)
@@ -119,6 +122,10 @@ impl Bed {
         self.namespaces.len()
     }
 
+    pub(super) fn keep_logs(&mut self, keep: bool) {
+        self.keep_logs = keep;
+    }
+
     /// The load generator in a pod, on the load's CPU.
     pub(super) fn load(&self, pod: &str) -> Command {
         pinned(LOAD_CPU, &self.ns(pod), &self.mesh_load)
@@ -128,9 +135,10 @@ impl Bed {
 impl Drop for Bed {
     fn drop(&mut self) {
         self.remove_namespaces_after(0);
-        // Logs of a failed run are worth keeping, and so little that a good run may leave them to the next boot too.
-        if !std::thread::panicking() {
-            let _ = std::fs::remove_dir_all(self.dir.join("etc"));
+        if self.keep_logs {
+            println!("logs: {}", self.dir.join("logs").display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.dir);
         }
     }
 }

@@ -49,6 +49,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     println!("took {} s", started.elapsed().as_secs());
     drop(subjects);
     drop(servers);
+    bed.keep_logs(outcome.is_err());
     outcome
 }
 
