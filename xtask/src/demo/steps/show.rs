@@ -33,7 +33,7 @@ pub(super) fn balance(tell: &mut Narrator, stage: &mut Stage) -> Result<()> {
         for _ in 0..requests {
             *answers.entry(fetch(stage, &url)?).or_default() += 1;
         }
-        tell.print(&format!("$ curl {url}      # {requests} times"), 1);
+        println!("   $ curl {url}      # {requests} times");
         for (answer, times) in &answers {
             tell.print(&format!("{times:>4} x {answer}"), 1);
         }
