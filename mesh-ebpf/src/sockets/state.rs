@@ -37,7 +37,8 @@ pub fn on_change(socket: &Socket<'_>) {
     };
     let connect_failed = old == SYN_SENT && new == CLOSE;
     if state.flags & SOCK_AGENT != 0 {
-        if connect_failed && state.flags & SOCK_CLIENT != 0 {
+        // Also after a handshake: an application that does not accept never takes the entry.
+        if new == CLOSE && state.flags & SOCK_CLIENT != 0 {
             let _ = clients.remove(tuple(socket));
         }
         return;
