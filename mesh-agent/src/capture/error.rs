@@ -15,7 +15,7 @@ pub enum CaptureError {
     #[error("cannot mount a BPF filesystem at {path}: {source}")]
     MountBpffs { path: PathBuf, source: io::Error },
     #[error(
-        "no cgroup2 hierarchy in /proc/mounts: mount it (mount -t cgroup2 none /sys/fs/cgroup) or name it with --cgroup2"
+        "no cgroup2 hierarchy in /proc/mounts: mount it (mount -t cgroup2 none /sys/fs/cgroup) or name it with --cgroup"
     )]
     NoCgroup2,
     #[error("another agent runs under the node name {node:?} on this machine ({path} is locked)")]

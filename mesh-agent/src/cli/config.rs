@@ -74,8 +74,11 @@ impl Validate {
         for error in &verdict.errors {
             let _ = write!(out, "{} {error}", Tint::Bad.paint("error:", colour));
             let _ = match &error.expected {
-                Some(expected) => writeln!(out, " (expected: {expected})"),
-                None => writeln!(out),
+                // Most messages say it themselves.
+                Some(expected) if !error.message.contains(expected.as_str()) => {
+                    writeln!(out, " (expected: {expected})")
+                }
+                _ => writeln!(out),
             };
         }
         for warning in &verdict.warnings {
