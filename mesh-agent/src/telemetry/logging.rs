@@ -9,6 +9,7 @@ use std::{
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
+    time::Duration,
 };
 
 use tracing_subscriber::{
@@ -20,6 +21,9 @@ use super::{Telemetry, lock, metrics::Counts};
 
 /// Lines that wait for the writer; above this new ones are dropped and counted (`mesh_log_lines_dropped_total`).
 const QUEUE: usize = 16_384;
+/// How long the writer lets lines gather: to be woken for each of them costs the threads that carry connections more
+/// than the writing (8 % of a connection's CPU, measured with docs/benchmarks.md's connect-warm).
+const GATHER: Duration = Duration::from_millis(10);
 
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -155,7 +159,7 @@ impl Drop for LogFlush {
         let (done, wait) = sync_channel(1);
         if self.0.send(Message::Flush(done)).is_ok() {
             // A reader that has stopped must not keep the agent from ending.
-            let _ = wait.recv_timeout(std::time::Duration::from_secs(2));
+            let _ = wait.recv_timeout(Duration::from_secs(2));
         }
     }
 }
@@ -170,10 +174,13 @@ fn start_writer(
     Ok((queue.clone(), LogFlush(queue)))
 }
 
-/// Takes as many lines as wait before each flush, so that a burst costs few system calls.
+/// Takes as many lines as wait before each flush, so that a burst costs few system calls, and lets some gather first.
 fn write_lines(lines: &Receiver<Message>, out: impl Write) {
     let mut out = io::BufWriter::with_capacity(64 * 1024, out);
     while let Ok(first) = lines.recv() {
+        if matches!(first, Message::Line(_)) {
+            thread::sleep(GATHER);
+        }
         let mut next = Some(first);
         while let Some(message) = next {
             match message {
