@@ -84,6 +84,14 @@ pub(crate) struct Placed<'a> {
 }
 
 impl Placed<'_> {
+    /// Whether both are the same resource. Documents of the same text may share what was read from them, so the place
+    /// tells as well.
+    fn is(&self, other: &Placed<'_>) -> bool {
+        std::ptr::eq(self.resource, other.resource)
+            && self.line == other.line
+            && self.file == other.file
+    }
+
     /// `Service shop/web (shop.yaml:12)`, for a message about another resource.
     fn describe(&self, path: &str) -> String {
         let at = self.document.locate(&self.prefix.join(&Path::of(path)));
@@ -330,7 +338,7 @@ fn unique_addresses<'a>(
         for (nth, address) in workload.spec.addresses.iter().enumerate() {
             let other = match owners.insert(address.0, *placed) {
                 // Given twice in one resource: said by the checks of the resource.
-                Some(other) if std::ptr::eq(other.resource, placed.resource) => None,
+                Some(other) if other.is(placed) => None,
                 Some(other) => Some(other.describe("spec.addresses")),
                 None => vips
                     .get(&address.0)
@@ -496,7 +504,7 @@ fn traffic_targets(
                 findings.of(placed, &Problem::warning(path.clone(), message));
             }
             if let Some(other) = targets.insert(service.clone(), *placed)
-                && !std::ptr::eq(other.resource, placed.resource)
+                && !other.is(placed)
             {
                 let message = format!(
                     "Service {service} already has {}",

@@ -94,3 +94,21 @@ fn an_ordinary_edit_is_judged_by_itself() {
     fs::remove_file(&path).unwrap();
     assert_eq!(loader.load_changed(&changed).unwrap().files, 0);
 }
+
+/// Documents of the same text share what was read from them, and are still two.
+#[test]
+fn three_alike_are_told_apart_after_a_reload() {
+    let dir = tempfile::tempdir().unwrap();
+    let workload = "apiVersion: mesh.covet.dev/v1alpha1\nkind: Workload\nmetadata: {name: a}\n\
+                    spec: {addresses: [10.0.0.1]}\n";
+    fs::write(dir.path().join("kept.yaml"), [workload; 3].join("---\n")).unwrap();
+    let path = dir.path().join("edited.yaml");
+    let mut loader = Loader::new(dir.path(), Environment::default());
+    let first = loader.load().unwrap_err();
+    for _ in 0..2 {
+        fs::write(&path, "").unwrap();
+        let again = loader.load_changed(&HashSet::from([path.clone()]));
+        assert_eq!(again.unwrap_err(), first);
+    }
+    assert_eq!(first.len(), 4, "a name and an address, twice: {first:?}");
+}
