@@ -155,7 +155,7 @@ async fn serve(
 
     tokio::select! {
         name = ends.next() => {
-            tracing::info!("{name}: draining; workloads are not captured by this agent any more once it is gone");
+            tracing::info!("{name}: draining; the fail policy decides on new connections from now on");
             tokio::select! {
                 () = drain(&capture, &proxy) => {}
                 name = ends.next() => tracing::warn!("{name} again: connections that are left are reset now"),

@@ -13,6 +13,7 @@ pub struct AgentOptions {
     pub bpffs: PathBuf,
     /// `None`: found in /proc/mounts.
     pub cgroup2: Option<PathBuf>,
+    /// Reserved: nothing is kept there yet.
     pub state_dir: PathBuf,
     pub socket: PathBuf,
     pub metrics_addr: SocketAddr,

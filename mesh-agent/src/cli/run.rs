@@ -21,7 +21,7 @@ pub(super) struct Run {
     /// Root of cgroup2 [default: from /proc/mounts]
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
-    /// What survives a restart [default: /var/lib/mesh-agent/NODE]
+    /// Reserved for what will survive a restart; nothing is kept there yet [default: /var/lib/mesh-agent/NODE]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Where /metrics, /healthz and /readyz are served
