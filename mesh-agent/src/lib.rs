@@ -12,6 +12,7 @@ pub mod capture;
 pub mod catalog;
 pub mod cli;
 pub mod discovery;
+pub mod identity;
 pub mod model;
 pub mod policy;
 pub mod proxy;

@@ -8,7 +8,10 @@ use std::{
 use super::{CatalogOptions, build::keep_equal, snapshot::Snapshot};
 use crate::{
     api::{self, Config, Diff, ENABLED_LABEL, Object, contains_all},
-    model::{EffectivePolicy, Enrolment, NotEnrolled, ResourceName, Workload},
+    model::{
+        EffectivePolicy, Enrolment, NotEnrolled, ResourceName, SpiffeId, TrustDomain,
+        TunnelProtocol, Workload,
+    },
     policy::MeshPolicies,
 };
 
@@ -70,7 +73,11 @@ impl Workloads {
             let policy = self
                 .policies
                 .effective(&source.name.namespace, &source.metadata.labels.0);
-            let workload = self.workload(source, policy, &options.node);
+            let Some(workload) = self.workload(source, policy, &options.node) else {
+                // Names are checked when a resource is read.
+                tracing::error!(workload = %source.name, "its names make no identity; it is left out");
+                continue;
+            };
             let workload = keep_equal(old, workload);
             if old.is_none_or(|old| !Arc::ptr_eq(old, &workload)) {
                 fresh.push(workload);
@@ -151,21 +158,33 @@ impl Workloads {
         self.by_name.remove(&workload.name);
     }
 
-    fn workload(&self, source: &Source, policy: Arc<EffectivePolicy>, node: &str) -> Workload {
+    fn workload(
+        &self,
+        source: &Source,
+        policy: Arc<EffectivePolicy>,
+        node: &str,
+    ) -> Option<Workload> {
         let spec = &source.spec;
-        Workload {
+        let identity = SpiffeId::new(
+            &TrustDomain::default(),
+            &source.name.namespace,
+            &spec.service_account,
+        );
+        Some(Workload {
             name: source.name.clone(),
             labels: source.metadata.labels.0.clone(),
             node: spec.node.clone(),
             addresses: spec.addresses.iter().map(|address| address.0).collect(),
             netns: spec.netns.clone(),
             service_account: spec.service_account.clone(),
+            identity: identity.ok()?,
+            protocol: TunnelProtocol::Tcp,
             weight: spec.weight,
             zone: spec.zone.clone(),
             ports: spec.ports.clone(),
             enrolment: self.enrolment(source, node),
             policy,
-        }
+        })
     }
 
     fn enrolment(&self, source: &Source, node: &str) -> Enrolment {

@@ -1,6 +1,6 @@
 //! Policies in effect, after scopes were merged and defaults filled in.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use ipnet::IpNet;
 
@@ -14,6 +14,21 @@ pub struct EffectivePolicy {
     /// Ranges that are not captured, as destination or as client.
     pub exclude_cidrs: Vec<IpNet>,
     pub drain_timeout: Duration,
+    /// Inbound mTLS mode of ports that `port_mtls` does not name.
+    pub mtls: MtlsMode,
+    pub port_mtls: BTreeMap<u16, MtlsMode>,
+}
+
+impl EffectivePolicy {
+    /// Inbound mTLS mode of one port of the workload.
+    pub fn mtls_of(&self, port: u16) -> MtlsMode {
+        self.port_mtls.get(&port).copied().unwrap_or(self.mtls)
+    }
+
+    /// Whether any port takes tunnels only.
+    pub fn any_strict(&self) -> bool {
+        self.mtls == MtlsMode::Strict || self.port_mtls.values().any(|m| *m == MtlsMode::Strict)
+    }
 }
 
 impl Default for EffectivePolicy {
@@ -24,6 +39,8 @@ impl Default for EffectivePolicy {
             exclude_ports: Vec::new(),
             exclude_cidrs: Vec::new(),
             drain_timeout: Duration::from_secs(30),
+            mtls: MtlsMode::default(),
+            port_mtls: BTreeMap::new(),
         }
     }
 }
@@ -35,6 +52,29 @@ pub enum OutboundMode {
     Allow,
     /// It is refused, unless it lies in one of these ranges (link-local and DNS are always among them).
     RegisteredOnly { exceptions: Vec<IpNet> },
+}
+
+/// What a workload accepts from others (inbound). Sources tunnel to every port that does not say `disable`.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum MtlsMode {
+    /// Tunnels only; plain text is refused with a reset.
+    Strict,
+    /// Both.
+    #[default]
+    Permissive,
+    /// Sources are asked not to tunnel; plain text is accepted. A tunnel that comes all the same is served.
+    Disable,
 }
 
 /// What happens while no agent listens.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
-use super::{EffectivePolicy, ResourceName};
+use super::{EffectivePolicy, ResourceName, SpiffeId};
 
 /// A workload as the catalog knows it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -15,6 +15,11 @@ pub struct Workload {
     /// Path of its network namespace on its node.
     pub netns: Option<PathBuf>,
     pub service_account: String,
+    /// From the mesh's trust domain, its namespace and its service account.
+    pub identity: SpiffeId,
+    /// Whether its agent takes tunnels for it: `spec.protocol`, HBONE where it is absent and the workload is enrolled,
+    /// on whichever node.
+    pub protocol: TunnelProtocol,
     /// Share of traffic among the endpoints of a service; 0 takes none.
     pub weight: u32,
     pub zone: Option<String>,
@@ -23,6 +28,28 @@ pub struct Workload {
     pub enrolment: Enrolment,
     /// MeshPolicy merged over mesh, namespace and workload.
     pub policy: Arc<EffectivePolicy>,
+}
+
+/// How a workload is reached by those of the mesh.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+pub enum TunnelProtocol {
+    /// Plain, as the source dialled.
+    #[default]
+    #[serde(rename = "TCP")]
+    Tcp,
+    /// Through a tunnel to its port 15008.
+    #[serde(rename = "HBONE")]
+    Hbone,
 }
 
 /// Whether configuration asks for the workload's traffic to be captured. What capture made of it is another matter:

@@ -122,6 +122,8 @@ fn merge(levels: &[&MeshPolicySpec], exceptions: &[IpNet]) -> EffectivePolicy {
             .iter()
             .find_map(|level| level.drain_timeout)
             .map_or(defaults.drain_timeout, |duration| duration.0),
+        mtls: defaults.mtls,
+        port_mtls: defaults.port_mtls,
     }
 }
 

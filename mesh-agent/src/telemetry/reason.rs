@@ -114,6 +114,45 @@ reasons! {
     /// Keepalive or user timeout.
     PeerVanished = "peer_vanished", "DC", Client,
         "A side stopped answering and the kernel gave it up (keepalive, user timeout).";
+    /// An AuthorizationPolicy of the destination, decided here.
+    PolicyDenied = "policy_denied", "DENY", Agent,
+        "An AuthorizationPolicy does not allow the connection. `mesh-agent explain SOURCE DESTINATION` names it.";
+    /// Plain text to a port whose mTLS mode is strict.
+    PlaintextRefused = "plaintext_refused", "DENY", Agent,
+        "The workload takes mutual TLS only (MeshPolicy mtls: strict) and the client came without. Enrol the client, or make the port permissive.";
+    /// This agent has no valid certificate for the workload.
+    NoCertificate = "no_certificate", "TLS", Agent,
+        "The agent has no valid certificate for the workload, so it makes and takes no tunnel. `mesh-agent certs` shows the last error of the certificate authority.";
+    /// The TLS handshake with the other agent failed or took too long.
+    TlsFailed = "tls_failed", "TLS", Upstream,
+        "The TLS handshake with the other agent failed. The log names the cause: an unknown root, an expired certificate, a protocol that does not fit.";
+    /// The other side's certificate is not that of the workload that was dialled.
+    PeerIdentity = "peer_identity", "TLS", Upstream,
+        "The certificate at the other end is not that of the workload that was dialled. Is the address of another workload by now?";
+    /// The other side's certificate is on the revocation list.
+    CertificateRevoked = "certificate_revoked", "CERT", Agent,
+        "The certificate of the other side is revoked.";
+    /// As many TLS handshakes are under way as the agent allows.
+    HandshakeLimit = "handshake_limit", "UO", Agent,
+        "As many TLS handshakes are under way as the agent allows; more come than end.";
+    /// The destination's agent answered 401.
+    DeniedByPeer = "denied_by_peer", "DENY", Upstream,
+        "The destination's agent refused the connection by its policy. Ask there: `mesh-agent explain SOURCE DESTINATION`.";
+    /// The destination's agent answered 503.
+    UnreachableByPeer = "unreachable_by_peer", "UF", Upstream,
+        "The destination's agent could not reach the application. Is it listening on that port?";
+    /// No tunnel at the destination: connecting to port 15008 failed.
+    TunnelUnreachable = "tunnel_unreachable", "UF", Upstream,
+        "The tunnel port 15008 of the destination did not answer. Does an agent run there, does a network policy drop the port?";
+    /// The other side of a tunnel broke HTTP/2 or the contract of HBONE.
+    TunnelProtocol = "tunnel_protocol", "UPE", Upstream,
+        "The other side of the tunnel did not speak HBONE as expected. The log names what it did.";
+    /// The tunnel broke and with it the connections it carried.
+    TunnelBroken = "tunnel_broken", "UC", Upstream,
+        "The tunnel that carried the connection broke, or its other agent went away.";
+    /// The destination is a port of an agent.
+    AgentPort = "agent_port", "NR", Agent,
+        "The destination is a port of the mesh itself (15008, the capture ports); workloads have no business there.";
     /// The agent could not learn where the connection was to go.
     NoOriginalDestination = "no_original_destination", "NC", Node,
         "The original destination was lost. Look at `mesh-agent status` for full maps.";
@@ -141,6 +180,12 @@ impl Reason {
                 | Self::NoDescriptors
                 | Self::UnknownDestination
                 | Self::NoOriginalDestination
+                | Self::PolicyDenied
+                | Self::PlaintextRefused
+                | Self::NoCertificate
+                | Self::CertificateRevoked
+                | Self::HandshakeLimit
+                | Self::AgentPort
         )
     }
 }

@@ -25,12 +25,23 @@ pub(crate) use labels::FlowKey;
 use super::{Reason, lock};
 
 /// Counters that other modules add to. All are small: labels are reasons and source names.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Counts {
     refused: [AtomicU64; Reason::ALL.len()],
     pub(crate) enrolment_errors: Mutex<BTreeMap<&'static str, u64>>,
     pub(crate) config_rejected: Mutex<BTreeMap<String, u64>>,
     pub(crate) log_lines_dropped: AtomicU64,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            refused: [const { AtomicU64::new(0) }; Reason::ALL.len()],
+            enrolment_errors: Mutex::default(),
+            config_rejected: Mutex::default(),
+            log_lines_dropped: AtomicU64::new(0),
+        }
+    }
 }
 
 impl Counts {

@@ -9,7 +9,9 @@ use std::{
 use mesh_common::{ConnRecord, Direction, KernelClose, Path};
 
 use crate::{
-    model::{EffectivePolicy, Enrolment, ResourceName, Workload},
+    model::{
+        EffectivePolicy, Enrolment, ResourceName, SpiffeId, TrustDomain, TunnelProtocol, Workload,
+    },
     telemetry::{
         ConnMeta, ConnStore, Directory, Peer, Protocol, Telemetry, TelemetryOptions, lock,
     },
@@ -96,6 +98,8 @@ impl Directory for World {
             addresses: Vec::new(),
             netns: None,
             service_account: "default".into(),
+            identity: SpiffeId::new(&TrustDomain::default(), &name.namespace, "default").unwrap(),
+            protocol: TunnelProtocol::Hbone,
             weight: 1,
             zone: None,
             ports: BTreeMap::new(),

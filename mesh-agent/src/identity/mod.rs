@@ -1,0 +1,48 @@
+//! Who this node's workloads are, and how they prove it: certificates, trust, TLS.
+//!
+//! A certificate authority signs (`CertificateAuthority`, three of them), [`Identities`] holds a certificate for each
+//! identity of the node and renews it, `tls` makes rustls configurations of it, once per certificate and trust bundle.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use rustls_pki_types::CertificateDer;
+
+use crate::model::SpiffeId;
+
+/// The seam to whoever signs.
+pub trait CertificateAuthority: Send + Sync + 'static {
+    /// For logs and `mesh-agent certs`, such as `built-in` or `https://ca.example:15012`.
+    fn name(&self) -> &str;
+
+    /// Signs a request (PKCS #10, PEM, with the identity as its only URI SAN) for an identity of this node.
+    fn sign<'a>(
+        &'a self,
+        id: &'a SpiffeId,
+        csr_pem: &'a str,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Signed, CaError>>;
+}
+
+/// What a certificate authority answers.
+#[derive(Clone, Debug)]
+pub struct Signed {
+    /// Leaf first, then intermediates; no root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Roots to trust from now on, as the authority says.
+    pub roots: Vec<CertificateDer<'static>>,
+}
+
+/// Why there is no certificate.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CaError {
+    /// It did not answer, or answered that it cannot now: worth another try.
+    #[error("the certificate authority does not answer: {0}")]
+    Unavailable(Arc<str>),
+    /// It answered that it will not.
+    #[error("the certificate authority refused: {0}")]
+    Refused(Arc<str>),
+    /// What it answered is not what was asked for.
+    #[error("the certificate authority answered rubbish: {0}")]
+    Rubbish(Arc<str>),
+}
