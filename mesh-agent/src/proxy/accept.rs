@@ -169,11 +169,12 @@ impl Accepting {
         match self.direction {
             Direction::Outbound => {
                 self.served
-                    .spawn(&self.shared, outbound::serve(shared, served, accepted));
+                    .spawn(&self.shared, |_| outbound::serve(shared, served, accepted));
             }
             Direction::Inbound => {
-                self.served
-                    .spawn(&self.shared, inbound::serve(shared, served, accepted));
+                self.served.spawn(&self.shared, |id| {
+                    inbound::serve(shared, served, accepted, id)
+                });
             }
         }
     }

@@ -17,22 +17,31 @@ use tokio::{
 use super::{
     Shared,
     accept::{Accepted, local_address, meta},
+    admission::Admission,
     connect::{self, Connected},
-    served::{Report, Served},
+    served::{ConnectionId, Report, Served},
     socket::Leg,
     tcp,
 };
 use crate::{capture::sys::tcp::bind_address_no_port, telemetry::Reason};
 
 /// Serves one connection to its end.
-pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Accepted) {
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    served: Arc<Served>,
+    accepted: Accepted,
+    id: ConnectionId,
+) {
     let peer = accepted.peer;
     let dialled = local_address(&accepted.socket);
     if served.pod.is_self_test(peer, dialled) {
         return;
     }
     let meta = meta(&shared, &served, Direction::Inbound, peer, dialled, None, 0);
-    let report = Report::new(shared.telemetry.open(meta), Arc::clone(&served));
+    let mut report = Report::new(shared.telemetry.open(meta), Arc::clone(&served));
+    let admission = Arc::new(Admission::new(None, peer.ip(), dialled));
+    served.register(id, Arc::clone(&admission));
+    report.set_admission(Arc::clone(&admission));
     let client = match accepted.into_leg() {
         Ok(client) => client,
         Err(error) => {

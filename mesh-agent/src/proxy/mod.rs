@@ -5,6 +5,7 @@
 //! through [`PodSockets`] alone, so the tests run over loopback.
 
 mod accept;
+mod admission;
 mod connect;
 mod copy;
 mod inbound;

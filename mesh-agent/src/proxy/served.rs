@@ -17,7 +17,7 @@ use tokio::{
     time::timeout_at,
 };
 
-use super::{PodSockets, Shared, limits::Share};
+use super::{PodSockets, Shared, admission::Admission, limits::Share};
 use crate::{
     model::ResourceName,
     telemetry::{ByteCounters, ConnGuard, LegProbe, Reason},
@@ -40,8 +40,25 @@ pub(super) struct Served {
 struct Tasks {
     accepting: Vec<JoinHandle<()>>,
     next: u64,
+    connections: HashMap<u64, Entry>,
+}
+
+#[derive(Default)]
+struct Entry {
     /// `None` between the entry and the spawn of the task.
-    connections: HashMap<u64, Option<AbortHandle>>,
+    task: Option<AbortHandle>,
+    admission: Option<Arc<Admission>>,
+}
+
+/// Names one connection to its [`Served`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ConnectionId(u64);
+
+#[cfg(test)]
+impl ConnectionId {
+    pub(super) fn test() -> Self {
+        Self(0)
+    }
 }
 
 impl Served {
@@ -76,15 +93,18 @@ impl Served {
     }
 
     /// Runs one connection that was admitted. Its place is given back when the task ends, however it ends.
-    pub(super) fn spawn<F>(self: &Arc<Self>, shared: &Arc<Shared>, connection: F)
-    where
+    pub(super) fn spawn<F>(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        connection: impl FnOnce(ConnectionId) -> F,
+    ) where
         F: Future<Output = ()> + Send + 'static,
     {
         let id = {
             let mut tasks = self.lock();
             let id = tasks.next;
             tasks.next += 1;
-            tasks.connections.insert(id, None);
+            tasks.connections.insert(id, Entry::default());
             id
         };
         let place = Place {
@@ -92,14 +112,52 @@ impl Served {
             shared: Arc::clone(shared),
             id,
         };
+        let connection = connection(ConnectionId(id));
         // Not under the lock: a runtime that shuts down drops the task in here, and with it the place.
         let task = shared.workers.spawn(async move {
             let _place = place;
             connection.await;
         });
-        if let Some(entry) = self.lock().connections.get_mut(&id) {
-            *entry = Some(task.abort_handle());
+        let task = task.abort_handle();
+        let mut tasks = self.lock();
+        let Some(entry) = tasks.connections.get_mut(&id) else {
+            return;
+        };
+        let admission = entry.admission.as_ref();
+        if admission.is_some_and(|admission| admission.cut().is_some()) {
+            // Cut before its task was known.
+            drop(tasks);
+            return task.abort();
         }
+        entry.task = Some(task);
+    }
+
+    /// Keeps what an inbound connection is decided on, until it ends. Before the first decision.
+    pub(super) fn register(&self, id: ConnectionId, admission: Arc<Admission>) {
+        if let Some(entry) = self.lock().connections.get_mut(&id.0) {
+            entry.admission = Some(admission);
+        }
+    }
+
+    /// Decides every inbound connection anew and cuts those that `decide` gives a reason for. Returns their number.
+    pub(super) fn decide_anew(&self, decide: impl Fn(&Admission) -> Option<Reason>) -> usize {
+        let mut losers = Vec::new();
+        for entry in self.lock().connections.values() {
+            let Some(admission) = &entry.admission else {
+                continue;
+            };
+            if admission.cut().is_none()
+                && let Some(reason) = decide(admission)
+            {
+                admission.set_cut(reason);
+                losers.push(entry.task.clone());
+            }
+        }
+        // Not under the lock: what is aborted may be dropped in here, and its place with it.
+        for task in losers.iter().flatten() {
+            task.abort();
+        }
+        losers.len()
     }
 
     /// Stops accepting, waits for the connections, cuts those that are left after `grace`.
@@ -127,8 +185,7 @@ impl Served {
             .lock()
             .connections
             .values()
-            .flatten()
-            .cloned()
+            .filter_map(|entry| entry.task.clone())
             .collect();
         tracing::info!(
             workload = %self.pod.name(),
@@ -182,6 +239,7 @@ impl Drop for Place {
 pub(super) struct Report {
     guard: Option<ConnGuard>,
     served: Arc<Served>,
+    admission: Option<Arc<Admission>>,
 }
 
 impl Report {
@@ -189,7 +247,13 @@ impl Report {
         Self {
             guard: Some(guard),
             served,
+            admission: None,
         }
+    }
+
+    /// Reports the reason of a cut, should it come to one.
+    pub(super) fn set_admission(&mut self, admission: Arc<Admission>) {
+        self.admission = Some(admission);
     }
 
     /// Where the connection goes, or is tried to.
@@ -237,7 +301,9 @@ impl Report {
 impl Drop for Report {
     fn drop(&mut self) {
         if let Some(guard) = self.guard.take() {
-            guard.finish(self.served.cut.get().copied().unwrap_or(Reason::Internal));
+            let alone = self.admission.as_ref().and_then(|a| a.cut());
+            let all = || self.served.cut.get().copied();
+            guard.finish(alone.or_else(all).unwrap_or(Reason::Internal));
         }
     }
 }

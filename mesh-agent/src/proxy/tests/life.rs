@@ -260,7 +260,8 @@ async fn the_task_of_a_connection_is_small() {
     let socket = || std::net::TcpStream::connect(rig.outbound).unwrap();
     let shared = || Arc::clone(&rig.proxy.shared);
     let outbound = outbound::serve(shared(), served.clone(), accepted(socket()));
-    let inbound = inbound::serve(shared(), served.clone(), accepted(socket()));
+    let id = served::ConnectionId::test();
+    let inbound = inbound::serve(shared(), served.clone(), accepted(socket()), id);
     let sizes = (size_of_val(&outbound), size_of_val(&inbound));
     assert!(sizes.0 <= 1024 && sizes.1 <= 1024, "{sizes:?}");
 }
