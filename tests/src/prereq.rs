@@ -41,6 +41,20 @@ pub fn find(name: &str) -> Option<std::path::PathBuf> {
         .find(|p| p.is_file())
 }
 
+/// Needs Istio's pieces (tests/peers/istio), which `cargo xtask deps test` builds; gives the program.
+pub fn istio_peer() -> std::path::PathBuf {
+    // .../target/debug/deps/e2e-HASH
+    let target = std::env::current_exe()
+        .ok()
+        .and_then(|path| Some(path.ancestors().nth(3)?.to_owned()))
+        .unwrap_or_default();
+    let path = target.join("peers/istio-peer");
+    if !path.is_file() {
+        missing("istio-peer: install Go 1.26 or later and run `cargo xtask deps test`");
+    }
+    path
+}
+
 /// Needs root and network namespaces.
 pub fn namespaces() {
     if !rustix::process::geteuid().is_root() {

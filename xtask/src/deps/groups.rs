@@ -1,6 +1,6 @@
 //! What is needed for what, and why: the table that `deps` prints and installs from.
 
-use super::{apt, cargo_tools, envoy};
+use super::{apt, cargo_tools, envoy, istio};
 
 /// What something is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -22,6 +22,7 @@ pub(crate) enum Need {
     },
     Cargo(cargo_tools::Tool),
     Envoy,
+    Istio,
 }
 
 const fn debian(name: &'static str, why: &'static str) -> Need {
@@ -80,6 +81,11 @@ impl Group {
                 BPFTOOL,
                 debian("iperf3", "bulk traffic both ways"),
                 debian("prometheus", "a real scraper for the metrics"),
+                debian(
+                    "openssl",
+                    "another implementation that looks at certificates",
+                ),
+                Need::Istio,
             ],
             Group::Kernel => vec![
                 debian(
@@ -118,6 +124,7 @@ impl Need {
             Need::Debian { name, .. } => name,
             Need::Cargo(tool) => tool.name,
             Need::Envoy => "envoy",
+            Need::Istio => "istio-peer",
         }
     }
 
@@ -126,6 +133,7 @@ impl Need {
             Need::Debian { why, .. } => why,
             Need::Cargo(tool) => tool.why,
             Need::Envoy => "a peer: Envoy tcp_proxy (from PyPI, in a venv under target/)",
+            Need::Istio => "a peer: Istio's CA and tunnels (built with Go from tests/peers/istio)",
         }
     }
 
@@ -135,6 +143,7 @@ impl Need {
             Need::Debian { name, .. } => (apt::installed(name), String::new()),
             Need::Cargo(tool) => cargo_tools::state(tool),
             Need::Envoy => (envoy::path().exists(), String::new()),
+            Need::Istio => (istio::is_current(), String::new()),
         }
     }
 }

@@ -5,6 +5,7 @@ mod apt;
 pub(crate) mod cargo_tools;
 pub(crate) mod envoy;
 mod groups;
+mod istio;
 
 use anyhow::{Result, bail};
 
@@ -99,6 +100,7 @@ fn install(groups: &[Group], verbose: bool) -> Result<()> {
             Need::Debian { .. } => {}
             Need::Cargo(tool) => cargo_tools::install(tool)?,
             Need::Envoy => envoy::install()?,
+            Need::Istio => istio::install()?,
         }
     }
     Ok(())

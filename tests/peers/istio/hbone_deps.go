@@ -1,0 +1,3 @@
+package main
+
+import _ "istio.io/istio/pkg/hbone"
