@@ -3,6 +3,10 @@
 //! A certificate authority signs (`CertificateAuthority`, three of them), [`Identities`] holds a certificate for each
 //! identity of the node and renews it, `tls` makes rustls configurations of it, once per certificate and trust bundle.
 
+mod moment;
+pub mod proto;
+pub mod server;
+
 use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
