@@ -101,6 +101,7 @@ impl AgentSource for Gauges {
                     }
                 })
                 .collect(),
+            ..AgentGauges::default()
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use super::Reason;
-use crate::model::ResourceName;
+use crate::model::{ResourceName, SpiffeId};
 
 /// Target of the lines, for the log filter (`access=off` silences them).
 pub const TARGET: &str = "access";
@@ -17,6 +17,10 @@ pub(super) struct Line<'a> {
     pub(super) workload: Option<&'a ResourceName>,
     pub(super) source: SocketAddr,
     pub(super) source_workload: Option<&'a ResourceName>,
+    /// From the certificates; `None` without mutual TLS.
+    pub(super) source_principal: Option<&'a SpiffeId>,
+    pub(super) destination_principal: Option<&'a SpiffeId>,
+    pub(super) security: &'static str,
     pub(super) original_dst: SocketAddr,
     pub(super) service: Option<&'a ResourceName>,
     pub(super) upstream: Option<SocketAddr>,
@@ -37,10 +41,13 @@ pub(super) fn write(line: &Line<'_>) {
         workload = line.workload.map(display),
         source = %line.source,
         source_workload = line.source_workload.map(display),
+        source_principal = line.source_principal.map(display),
         original_dst = %line.original_dst,
         service = line.service.map(display),
         upstream = line.upstream.map(display),
         upstream_workload = line.upstream_workload.map(display),
+        destination_principal = line.destination_principal.map(display),
+        security = line.security,
         protocol = line.protocol,
         path = line.path,
         bytes_sent = line.bytes_sent,

@@ -12,8 +12,8 @@ use std::{
 use mesh_common::{ConnRecord, KernelClose};
 pub use mesh_common::{Direction, Path};
 
-use super::{Reason, lock, metrics::Flow, shared::Shared};
-use crate::model::ResourceName;
+use super::{Reason, lock, metrics::Flow, security::Principals, shared::Shared};
+use crate::model::{ResourceName, SpiffeId};
 
 /// One end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +116,10 @@ pub trait LegProbe: Send + Sync {
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     pub(super) upstream: Option<Peer>,
+    /// What mutual TLS proved; `None` without it.
+    pub(super) security: Option<Principals>,
+    /// The certificate of who dialled is not that of the workload which has its address.
+    pub(super) stranger: bool,
     /// The connection to `upstream` stands; before that it is only tried.
     pub(super) established: bool,
     pub(super) probe: Option<Probe>,
@@ -131,6 +135,13 @@ pub(super) struct Progress {
     pub(super) done: bool,
     /// The kernel's final record of the application's socket, if it came before the proxy finished.
     pub(super) kernel: Option<Box<ConnRecord>>,
+}
+
+impl Progress {
+    /// The workload that dialled: by its address, unless its certificate says that it is another.
+    pub(super) fn source_workload<'m>(&self, meta: &'m ConnMeta) -> Option<&'m ResourceName> {
+        meta.source.workload.as_ref().filter(|_| !self.stranger)
+    }
 }
 
 /// See [`LegProbe`].
@@ -155,10 +166,6 @@ impl Conn {
         if let Some((rtt, retransmits)) = leg.and_then(|leg| leg.upgrade()?.rtt()) {
             self.set_rtt(rtt, retransmits);
         }
-    }
-
-    pub(super) fn upstream(&self) -> Option<Peer> {
-        lock(&self.progress).upstream.clone()
     }
 
     /// What the workload itself sent and received: an inbound connection's `sent` is the client's.
@@ -193,6 +200,23 @@ impl ConnGuard {
     /// Says where the connection goes, or is tried to; the last call counts.
     pub fn set_upstream(&self, addr: SocketAddr, workload: Option<ResourceName>) {
         lock(&self.conn.progress).upstream = Some(Peer { addr, workload });
+    }
+
+    /// Says that the connection comes or goes through mutual TLS, and whom the certificates name; before
+    /// [`Self::established`]. One of which this is never said is reported as not secured.
+    ///
+    /// Of an inbound connection the workload that dialled is known by its address; where that workload has another
+    /// identity than the certificate, the connection is reported with the principal alone.
+    pub fn set_security(&self, source: Option<SpiffeId>, destination: Option<SpiffeId>) {
+        let stranger = source
+            .as_ref()
+            .is_some_and(|id| self.shared.is_stranger(&self.conn.meta, id));
+        let mut progress = lock(&self.conn.progress);
+        progress.security = Some(Principals {
+            source,
+            destination,
+        });
+        progress.stranger = stranger;
     }
 
     /// Says that the connection upstream stands: from now on it counts as opened to where [`Self::set_upstream`] said.

@@ -13,6 +13,10 @@ pub trait Directory: Send + Sync {
     fn workload_by_address(&self, ip: IpAddr) -> Option<ResourceName>;
     /// By virtual address.
     fn service_by_address(&self, ip: IpAddr) -> Option<ResourceName>;
+    /// Whether there is such an AuthorizationPolicy; the series of one that is gone are forgotten.
+    fn has_policy(&self, _: &ResourceName) -> bool {
+        true
+    }
 }
 
 /// Knows nobody.

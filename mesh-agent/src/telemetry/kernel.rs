@@ -17,6 +17,7 @@ use super::{
     },
     lock,
     metrics::{Flow, FlowKey},
+    security,
     shared::{Shared, known},
 };
 
@@ -151,6 +152,7 @@ impl Shared {
                 source: conn.source().1.cloned(),
                 destination: conn.destination().1.cloned(),
                 service: conn.service.clone(),
+                security: None,
             };
             let flow = self.flows.resolve(&key, self.directory(), now);
             flow.add_opened();
@@ -184,6 +186,9 @@ impl Shared {
             workload: conn.workload.as_ref(),
             source,
             source_workload,
+            source_principal: None,
+            destination_principal: None,
+            security: security::NONE,
             original_dst: record.original_dst.into(),
             service: conn.service.as_ref(),
             upstream: (!proxied).then(|| conn.destination().0),

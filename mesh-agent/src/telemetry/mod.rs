@@ -16,6 +16,7 @@ pub mod reason;
 mod refresh;
 mod row;
 mod rows;
+pub(crate) mod security;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -26,12 +27,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::model::ResourceName;
 pub use access::TARGET as ACCESS_TARGET;
 pub use conn::{ByteCounters, ConnGuard, ConnMeta, Direction, LegProbe, Path, Peer, Protocol};
 pub use directory::{ConnStore, Directory, NoDirectory, NoStore};
 use mesh_common::{Event, EventKind};
 use metrics::{AgentCollector, Counts, Flows, Metrics};
-pub use metrics::{AgentGauges, AgentSource, CONTENT_TYPE, ConfigGauges, MapGauge};
+pub use metrics::{
+    AgentGauges, AgentSource, CONTENT_TYPE, CertificateGauge, ConfigGauges, CrlGauge,
+    IdentityGauges, MapGauge, Outcome, Role, TunnelGauge,
+};
 pub use reason::{Party, Reason};
 pub use refresh::REFRESH;
 pub use row::Connection;
@@ -148,6 +153,22 @@ impl Telemetry {
     /// counted by the guard.
     pub fn refused(&self, reason: Reason) {
         self.shared.counts.add_refused(reason);
+    }
+
+    /// A TLS handshake with another agent failed. `cause`: a fixed word, it is a metric label.
+    pub fn handshake_failed(&self, role: Role, cause: &'static str) {
+        self.shared.counts.handshakes.add_failed(role, cause);
+    }
+
+    /// A TLS handshake with another agent succeeded.
+    pub fn handshake_done(&self, role: Role, took: Duration) {
+        self.shared.counts.handshakes.add_done(role, took);
+    }
+
+    /// AuthorizationPolicy was asked about a connection. `policy`: the one that decided; `None`: none applies (allowed),
+    /// or none of those that apply matches (denied).
+    pub fn decision(&self, policy: Option<&ResourceName>, outcome: Outcome) {
+        self.shared.counts.decisions.add(policy, outcome);
     }
 
     /// A workload could not be enrolled. `reason`: a fixed word, it is a metric label.

@@ -54,6 +54,9 @@ impl Shared {
         lock(&self.closed).expire(now);
         if round.is_multiple_of(FULL_EVERY) {
             self.flows.expire(now);
+            self.counts
+                .decisions
+                .retain(|policy| self.directory().has_policy(policy));
         }
     }
 

@@ -23,6 +23,12 @@ pub struct Connection {
     pub upstream_workload: Option<String>,
     /// TCP state of the workload's socket; `open` where the kernel has no record of it, `closed` for a finished one.
     pub state: String,
+    /// `mutual_tls`, or `none`: plain, as the mesh sees it.
+    #[serde(default)]
+    pub security: String,
+    /// `spiffe://...` of who dialled and of who was dialled, from their certificates; only with mutual TLS.
+    pub source_principal: Option<String>,
+    pub destination_principal: Option<String>,
     /// Milliseconds since the epoch.
     pub started_unix_ms: u64,
     pub duration_ms: u64,

@@ -15,9 +15,9 @@ use super::{
     lock,
     refresh::monotonic_ns,
     row::{Connection, tcp_state_name},
+    security,
     shared::{Shared, known},
 };
-use crate::model::ResourceName;
 
 /// A pair of the two sides of one connection; at least one is there.
 #[derive(Debug)]
@@ -94,7 +94,14 @@ impl Shared {
 fn proxied(conn: &Arc<Conn>, record: Option<&(u64, ConnRecord)>, now: Instant) -> Connection {
     let meta = &conn.meta;
     let (bytes_sent, bytes_received) = conn.workload_bytes();
-    let upstream = conn.upstream();
+    let (upstream, security, source_workload) = {
+        let progress = lock(&conn.progress);
+        (
+            progress.upstream.clone(),
+            progress.security.clone(),
+            progress.source_workload(meta),
+        )
+    };
     let record_of = record.map(|(_, r)| r);
     let rtt = known(conn.rtt_us.load(Ordering::Relaxed));
     Connection {
@@ -103,12 +110,15 @@ fn proxied(conn: &Arc<Conn>, record: Option<&(u64, ConnRecord)>, now: Instant) -
         path: path_name(Path::Proxied).into(),
         protocol: meta.protocol.as_str().into(),
         source: meta.source.addr.to_string(),
-        source_workload: text(meta.source.workload.as_ref()),
+        source_workload: text(source_workload),
         original_dst: meta.original_dst.to_string(),
         service: text(meta.service.as_ref()),
         upstream: upstream.as_ref().map(|u| u.addr.to_string()),
         upstream_workload: upstream.and_then(|u| text(u.workload.as_ref())),
         state: record_of.map_or("open", |r| tcp_state_name(r.state)).into(),
+        security: security::policy_name(security.as_ref()).into(),
+        source_principal: security.as_ref().and_then(|s| text(s.source.as_ref())),
+        destination_principal: security.as_ref().and_then(|s| text(s.destination.as_ref())),
         started_unix_ms: unix_ms(conn.started_at),
         duration_ms: millis(now.saturating_duration_since(conn.started)),
         bytes_sent,
@@ -144,6 +154,7 @@ fn kernel_row(conn: &KernelConn, open: bool) -> Connection {
         upstream: (path != Path::Proxied).then(|| destination.to_string()),
         upstream_workload: text(destination_workload.filter(|_| path != Path::Proxied)),
         state: tcp_state_name(record.state).into(),
+        security: security::NONE.into(),
         started_unix_ms: unix_ms(SystemTime::now() - age),
         duration_ms: millis(if open { age } else { conn.duration() }),
         bytes_sent: record.bytes_sent,
@@ -178,7 +189,7 @@ fn with_reason(row: Connection, reason: Reason) -> Connection {
     }
 }
 
-fn text(name: Option<&ResourceName>) -> Option<String> {
+fn text(name: Option<&impl ToString>) -> Option<String> {
     name.map(ToString::to_string)
 }
 

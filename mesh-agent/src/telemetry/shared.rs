@@ -21,7 +21,9 @@ use super::{
     live::Live,
     lock,
     metrics::{Counts, Flow, FlowKey, Flows},
+    security,
 };
+use crate::model::SpiffeId;
 
 /// What every guard refers to.
 pub(super) struct Shared {
@@ -99,6 +101,23 @@ impl Shared {
         }
     }
 
+    /// Whether the certificate of who dialled names somebody else than the workload that has its address. The trust
+    /// domain does not matter: the handshake has let in the mesh's own and its aliases only.
+    pub(super) fn is_stranger(&self, meta: &ConnMeta, id: &SpiffeId) -> bool {
+        if meta.direction == Direction::Outbound {
+            return false;
+        }
+        let Some(name) = &meta.source.workload else {
+            return false;
+        };
+        self.directory().workload(name).is_none_or(|workload| {
+            (
+                workload.identity.namespace(),
+                workload.identity.service_account(),
+            ) != (id.namespace(), id.service_account())
+        })
+    }
+
     /// Adds what the connection carried since the last time to the metrics. The flow is resolved once, when it is
     /// known where the connection went; `last`: it will not be known better.
     pub(super) fn count(
@@ -138,7 +157,7 @@ impl Shared {
         let now = Instant::now();
         self.live.remove(conn);
         self.active.proxied(conn.meta.direction, -1);
-        let (upstream, kernel) = {
+        let (upstream, kernel, security, source_workload) = {
             let mut progress = lock(&conn.progress);
             if let Some(flow) = self.count(conn, &mut progress, now, true) {
                 flow.add_closed(reason);
@@ -148,7 +167,12 @@ impl Shared {
             progress.flow = None;
             progress.probe = None;
             progress.done = true;
-            (progress.upstream.clone(), progress.kernel.take())
+            (
+                progress.upstream.clone(),
+                progress.kernel.take(),
+                progress.security.clone(),
+                progress.source_workload(&conn.meta),
+            )
         };
         if reason.is_refusal() {
             self.counts.add_refused(reason);
@@ -160,7 +184,10 @@ impl Shared {
             protocol: conn.meta.protocol.as_str(),
             workload: Some(&conn.meta.workload),
             source: conn.meta.source.addr,
-            source_workload: conn.meta.source.workload.as_ref(),
+            source_workload,
+            source_principal: security.as_ref().and_then(|s| s.source.as_ref()),
+            destination_principal: security.as_ref().and_then(|s| s.destination.as_ref()),
+            security: security::policy_name(security.as_ref()),
             original_dst: conn.meta.original_dst,
             service: conn.meta.service.as_ref(),
             upstream: upstream.as_ref().map(|u| u.addr),
@@ -194,7 +221,10 @@ fn flow_key(conn: &Conn, progress: &Progress) -> FlowKey {
     let inbound = meta.direction == Direction::Inbound;
     let upstream = progress.upstream.as_ref().and_then(|u| u.workload.clone());
     let (source, destination) = if inbound {
-        (meta.source.workload.clone(), Some(meta.workload.clone()))
+        (
+            progress.source_workload(meta).cloned(),
+            Some(meta.workload.clone()),
+        )
     } else {
         (Some(meta.workload.clone()), upstream)
     };
@@ -203,6 +233,7 @@ fn flow_key(conn: &Conn, progress: &Progress) -> FlowKey {
         source,
         destination,
         service: meta.service.clone(),
+        security: progress.security.clone(),
     }
 }
 

@@ -9,10 +9,14 @@ use std::{
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    metrics::{MetricType, counter::ConstCounter},
 };
 
-use super::{Counts, Flows};
+use super::{
+    Counts, Flows,
+    families::Families,
+    identity::{self, IdentityGauges, TunnelGauge},
+};
 use crate::telemetry::{process, shared::ActiveCounts};
 
 /// What the parts of the agent show at a scrape.
@@ -24,6 +28,8 @@ pub struct AgentGauges {
     /// Workloads of this node by state of their enrolment (`enrolled`, `failed` ...).
     pub workloads: Vec<(&'static str, u64)>,
     pub config: Vec<ConfigGauges>,
+    pub identity: IdentityGauges,
+    pub tunnels: Vec<TunnelGauge>,
 }
 
 /// Occupancy of one BPF map.
@@ -66,56 +72,6 @@ impl fmt::Debug for AgentCollector {
     }
 }
 
-/// Writes one family after the other.
-struct Families<'a>(DescriptorEncoder<'a>);
-
-impl Families<'_> {
-    fn counters<'l>(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &'static str,
-        series: impl IntoIterator<Item = (&'l str, u64)>,
-    ) -> fmt::Result {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (value, n) in series {
-            ConstCounter::new(n).encode(family.encode_family(&[(label, value)])?)?;
-        }
-        Ok(())
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        let family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Counter)?;
-        ConstCounter::new(value).encode(family)
-    }
-
-    fn gauges<const N: usize>(
-        &mut self,
-        name: &str,
-        help: &str,
-        series: impl IntoIterator<Item = ([(&'static str, String); N], f64)>,
-    ) -> fmt::Result {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in series {
-            ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
-        let family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
-        ConstGauge::new(value).encode(family)
-    }
-}
-
 impl Collector for AgentCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut out = Families(encoder);
@@ -139,6 +95,10 @@ impl Collector for AgentCollector {
             .unwrap_or_default();
         self.kernel(&mut out, &gauges)?;
         self.config(&mut out, &gauges)?;
+        identity::encode(&gauges.identity, &mut out)?;
+        identity::encode_tunnels(&gauges.tunnels, &mut out)?;
+        self.counts.handshakes.encode(&mut out)?;
+        self.counts.decisions.encode(&mut out)?;
         let dropped = self.counts.log_lines_dropped.load(Ordering::Relaxed);
         out.counter(
             "mesh_log_lines_dropped",

@@ -1,4 +1,4 @@
-//! The TCP families: one flow for each (reporter, source, destination, service), capped, forgotten when idle.
+//! The TCP families: one flow for each (reporter, source, destination, service, principals), capped, forgotten when idle.
 
 use std::{
     collections::HashMap,
@@ -73,8 +73,8 @@ pub(crate) struct Flows {
     max: usize,
     idle: Duration,
     flows: RwLock<HashMap<FlowKey, Arc<Flow>>>,
-    /// Outbound, inbound.
-    overflow: [Arc<Flow>; 2],
+    /// Outbound, inbound; then those with mutual TLS.
+    overflow: [Arc<Flow>; 4],
     folded: AtomicU64,
 }
 
@@ -91,7 +91,8 @@ impl Flows {
             max,
             idle,
             flows: RwLock::default(),
-            overflow: [false, true].map(|i| Arc::new(Flow::new(FlowLabels::overflow(i), 0))),
+            overflow: [0, 1, 2, 3]
+                .map(|i| Arc::new(Flow::new(FlowLabels::overflow(i & 1 == 1, i & 2 == 2), 0))),
             folded: AtomicU64::new(0),
         }
     }
@@ -125,7 +126,9 @@ impl Flows {
         }
         if flows.len() >= self.max {
             self.folded.fetch_add(1, Ordering::Relaxed);
-            return self.overflow[usize::from(key.inbound)].clone();
+            return self.overflow
+                [usize::from(key.inbound) + 2 * usize::from(key.security.is_some())]
+            .clone();
         }
         let flow = Arc::new(Flow::new(labels, millis));
         flows.insert(key.clone(), flow.clone());

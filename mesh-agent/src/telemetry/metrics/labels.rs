@@ -4,7 +4,13 @@ use std::sync::Arc;
 
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
-use crate::{model::ResourceName, telemetry::directory::Directory};
+use crate::{
+    model::{ResourceName, SpiffeId},
+    telemetry::{
+        directory::Directory,
+        security::{self, Principals},
+    },
+};
 
 const UNKNOWN: &str = "unknown";
 pub(super) const OVERFLOW: &str = "overflow";
@@ -16,6 +22,8 @@ pub(crate) struct FlowKey {
     pub(crate) source: Option<ResourceName>,
     pub(crate) destination: Option<ResourceName>,
     pub(crate) service: Option<ResourceName>,
+    /// `None` without mutual TLS.
+    pub(crate) security: Option<Principals>,
 }
 
 /// Labels of one flow, made once.
@@ -27,6 +35,7 @@ pub(super) struct FlowLabels {
     pub(super) service: String,
     pub(super) service_name: Arc<str>,
     pub(super) service_namespace: Arc<str>,
+    security: &'static str,
 }
 
 #[derive(Clone, Debug)]
@@ -87,8 +96,19 @@ impl PeerLabels {
         }
     }
 
-    fn maybe(name: Option<&ResourceName>, directory: &dyn Directory) -> Self {
-        name.map_or_else(|| Self::all(UNKNOWN), |name| Self::of(name, directory))
+    fn maybe(
+        name: Option<&ResourceName>,
+        principal: Option<&SpiffeId>,
+        directory: &dyn Directory,
+    ) -> Self {
+        let labels = name.map_or_else(|| Self::all(UNKNOWN), |name| Self::of(name, directory));
+        match principal {
+            Some(id) => Self {
+                principal: id.as_str().into(),
+                ..labels
+            },
+            None => labels,
+        }
     }
 }
 
@@ -102,18 +122,28 @@ impl FlowLabels {
             ),
             None => (UNKNOWN.into(), UNKNOWN.into(), UNKNOWN.into()),
         };
+        let principals = key.security.as_ref();
         Self {
             reporter: reporter(key.inbound),
-            source: PeerLabels::maybe(key.source.as_ref(), directory),
-            destination: PeerLabels::maybe(key.destination.as_ref(), directory),
+            source: PeerLabels::maybe(
+                key.source.as_ref(),
+                principals.and_then(|p| p.source.as_ref()),
+                directory,
+            ),
+            destination: PeerLabels::maybe(
+                key.destination.as_ref(),
+                principals.and_then(|p| p.destination.as_ref()),
+                directory,
+            ),
             service,
             service_name,
             service_namespace,
+            security: security::policy_name(principals),
         }
     }
 
     /// Labels of the series that takes what is above the cap.
-    pub(super) fn overflow(inbound: bool) -> Self {
+    pub(super) fn overflow(inbound: bool, mutual_tls: bool) -> Self {
         Self {
             reporter: reporter(inbound),
             source: PeerLabels::all(OVERFLOW),
@@ -121,6 +151,11 @@ impl FlowLabels {
             service: OVERFLOW.into(),
             service_name: OVERFLOW.into(),
             service_namespace: OVERFLOW.into(),
+            security: if mutual_tls {
+                security::MUTUAL_TLS
+            } else {
+                security::NONE
+            },
         }
     }
 }
@@ -161,7 +196,7 @@ impl EncodeLabelSet for IstioLabels<'_> {
             ("destination_service_namespace", &f.service_namespace),
             ("request_protocol", "tcp"),
             ("response_flags", self.response_flags),
-            ("connection_security_policy", "none"),
+            ("connection_security_policy", f.security),
         ];
         encode_all(&labels, encoder)
     }

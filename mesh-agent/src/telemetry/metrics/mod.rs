@@ -1,8 +1,12 @@
 //! Everything that `/metrics` shows.
 
 mod agent;
+mod decisions;
 mod exposition;
+mod families;
 mod flows;
+mod handshakes;
+mod identity;
 mod labels;
 
 use std::{
@@ -17,12 +21,17 @@ use std::{
 use prometheus_client::registry::Registry;
 
 pub use agent::{AgentGauges, AgentSource, ConfigGauges, MapGauge};
+pub use decisions::Outcome;
 pub use exposition::CONTENT_TYPE;
 pub(crate) use flows::Flow;
 pub(crate) use flows::Flows;
+pub use handshakes::Role;
+pub use identity::{CertificateGauge, CrlGauge, IdentityGauges, TunnelGauge};
 pub(crate) use labels::FlowKey;
 
 use super::{Reason, lock};
+use decisions::Decisions;
+use handshakes::Handshakes;
 
 /// Counters that other modules add to. All are small: labels are reasons and source names.
 #[derive(Debug)]
@@ -31,6 +40,8 @@ pub(crate) struct Counts {
     pub(crate) enrolment_errors: Mutex<BTreeMap<&'static str, u64>>,
     pub(crate) config_rejected: Mutex<BTreeMap<String, u64>>,
     pub(crate) log_lines_dropped: AtomicU64,
+    pub(crate) handshakes: Handshakes,
+    pub(crate) decisions: Decisions,
 }
 
 impl Default for Counts {
@@ -40,6 +51,8 @@ impl Default for Counts {
             enrolment_errors: Mutex::default(),
             config_rejected: Mutex::default(),
             log_lines_dropped: AtomicU64::new(0),
+            handshakes: Handshakes::default(),
+            decisions: Decisions::default(),
         }
     }
 }

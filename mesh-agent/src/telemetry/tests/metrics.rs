@@ -10,7 +10,8 @@ use std::{
 
 use super::fake::{name, outbound, sum, telemetry};
 use crate::telemetry::{
-    AgentGauges, AgentSource, ConfigGauges, ConnMeta, MapGauge, Reason, Telemetry, TelemetryOptions,
+    AgentGauges, AgentSource, CertificateGauge, ConfigGauges, ConnMeta, CrlGauge, IdentityGauges,
+    MapGauge, Outcome, Reason, Role, Telemetry, TelemetryOptions, TunnelGauge,
 };
 
 struct Gauges;
@@ -31,6 +32,33 @@ impl AgentSource for Gauges {
                 last_reload_ok: false,
                 resources: 9,
             }],
+            identity: IdentityGauges {
+                certificates: [("client", Some(3_600)), ("web", None)]
+                    .map(|(account, left)| CertificateGauge {
+                        identity: format!("spiffe://cluster.local/ns/shop/sa/{account}"),
+                        validity: left.map(|s| {
+                            let now = SystemTime::now();
+                            (now - Duration::from_secs(60), now + Duration::from_secs(s))
+                        }),
+                        failures: 4,
+                    })
+                    .to_vec(),
+                ca: "built-in".into(),
+                ca_requests: vec![("signed", 7), ("unavailable", 2)],
+                roots: [2_000_000_000, 1_900_000_000]
+                    .map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s))
+                    .to_vec(),
+                crl: Some(CrlGauge {
+                    ok: false,
+                    revoked: 3,
+                    errors: 5,
+                }),
+            },
+            tunnels: vec![TunnelGauge {
+                direction: "outbound",
+                open: 2,
+                streams: 40,
+            }],
         }
     }
 }
@@ -47,6 +75,11 @@ fn full() -> Telemetry {
     }
     t.enrolment_error("no_netns");
     t.config_rejected("file");
+    t.handshake_failed(Role::Server, "unknown_root");
+    t.handshake_done(Role::Client, Duration::from_micros(1_500));
+    t.handshake_done(Role::Client, Duration::from_secs(60));
+    t.decision(Some(&name("shop/web-clients")), Outcome::Allow);
+    t.decision(None, Outcome::Deny);
     t
 }
 
@@ -71,6 +104,10 @@ fn every_sample_has_a_type_and_a_help() {
     assert_eq!(types, helps);
     for line in text.lines().filter(|l| !l.starts_with('#')) {
         let family = line.split(['{', ' ']).next().unwrap();
+        let family = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|part| family.strip_suffix(part).filter(|f| types.contains(*f)))
+            .unwrap_or(family);
         assert!(types.contains(family), "{line}");
         assert!(
             line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(),
@@ -148,7 +185,12 @@ fn docs_and_exposition_name_the_same_metrics() {
     assert_eq!(documented, families(&full().exposition(), "# TYPE "));
     for reason in Reason::ALL {
         assert!(
-            docs.contains(&format!("| `{reason}` | `{}` |", reason.flag())),
+            docs.contains(&format!(
+                "| `{reason}` | `{}` | {} | {} |",
+                reason.flag(),
+                reason.party().as_str(),
+                reason.explain()
+            )),
             "{reason}"
         );
     }

@@ -6,3 +6,4 @@ mod guard;
 mod join;
 mod kernel;
 mod metrics;
+mod security;

@@ -1,0 +1,24 @@
+//! How a connection is secured, and whom the certificates at its ends name.
+
+use crate::model::SpiffeId;
+
+/// Values of the label `connection_security_policy`, of the field `security` and of the filter.
+pub(crate) const MUTUAL_TLS: &str = "mutual_tls";
+pub(crate) const NONE: &str = "none";
+
+/// What mutual TLS proved about a connection; a connection without it has none of this.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Principals {
+    /// Of who dialled.
+    pub(crate) source: Option<SpiffeId>,
+    /// Of who was dialled.
+    pub(crate) destination: Option<SpiffeId>,
+}
+
+/// The word for it.
+pub(super) const fn policy_name(security: Option<&Principals>) -> &'static str {
+    match security {
+        Some(_) => MUTUAL_TLS,
+        None => NONE,
+    }
+}
