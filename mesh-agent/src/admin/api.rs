@@ -3,6 +3,18 @@
 
 use serde::{Deserialize, Serialize};
 
+mod explain;
+mod identity;
+mod policies;
+
+pub use explain::{
+    Candidate, Considered, ExplainQuery, Explanation, Mtls, Party, Transport, Verdict,
+};
+pub use identity::{
+    CaState, Certificate, Certificates, IdentitySummary, RevocationList, TrustRoot,
+};
+pub use policies::Policy;
+
 pub use crate::telemetry::Connection;
 
 /// `GET /v1/status`
@@ -20,6 +32,11 @@ pub struct Status {
     pub connections: ConnectionCounts,
     pub kernel: KernelState,
     pub limits: Limits,
+    #[serde(default)]
+    pub identity: IdentitySummary,
+    /// Connections older than the enrolment that a policy forbids and that could not be closed.
+    #[serde(default)]
+    pub unmeshed_forbidden: u64,
     /// Anything an operator should look at.
     pub warnings: Vec<String>,
 }
@@ -119,6 +136,15 @@ pub struct Workload {
     pub zone: Option<String>,
     pub weight: u32,
     pub connections: u64,
+    /// `spiffe://...`
+    #[serde(default)]
+    pub identity: String,
+    /// `HBONE`: its agent takes tunnels for it; `TCP`: it is reached in plain text.
+    #[serde(default)]
+    pub protocol: String,
+    /// Inbound mTLS mode, `strict`, `permissive` or `disable`, with the ports that have another: `strict, 80: disable`.
+    #[serde(default)]
+    pub mtls: String,
     /// Milliseconds since the epoch, of the state.
     pub since_unix_ms: Option<u64>,
 }

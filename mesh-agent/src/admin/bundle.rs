@@ -30,6 +30,8 @@ pub(super) fn collect(state: &AdminState) -> SupportBundle {
         json("status.json", &state.status()),
         json("workloads.json", &state.agent.workloads()),
         json("services.json", &state.agent.services()),
+        json("certs.json", &state.agent.certificates()),
+        json("policies.json", &state.agent.policies()),
         json("connections.json", &state.telemetry.open_connections()),
         json("connections-closed.json", &closed),
         json("config.json", &state.agent.config()),

@@ -2,7 +2,7 @@
 
 use crate::{
     admin::{api::Connection, query},
-    telemetry::Reason,
+    telemetry::{Reason, security},
 };
 
 /// The filters of `/v1/connections`; all must match.
@@ -19,6 +19,10 @@ pub struct ConnectionFilter {
     /// A TCP state, or `open`: every one that is not closed.
     pub state: Option<String>,
     pub reason: Option<String>,
+    /// `mutual_tls` or `none`.
+    pub security: Option<String>,
+    /// SPIFFE ID at either end, with or without `spiffe://`; `*` at one end of it stands for the rest.
+    pub principal: Option<String>,
     /// Closed ones instead of open ones.
     pub closed: bool,
 }
@@ -44,6 +48,17 @@ impl ConnectionFilter {
                     value.parse::<Reason>()?;
                     filter.reason = Some(value);
                 }
+                "security" => {
+                    if ![security::MUTUAL_TLS, security::NONE].contains(&value.as_str()) {
+                        return Err(format!(
+                            "security must be {} or {}, got {value:?}",
+                            security::MUTUAL_TLS,
+                            security::NONE
+                        ));
+                    }
+                    filter.security = Some(value);
+                }
+                "principal" => filter.principal = Some(value),
                 "closed" => {
                     filter.closed = match value.as_str() {
                         "true" | "1" | "" => true,
@@ -53,7 +68,7 @@ impl ConnectionFilter {
                 }
                 _ => {
                     return Err(format!(
-                        "unknown filter {key:?}; known are namespace, workload, service, port, state, reason, closed"
+                        "unknown filter {key:?}; known are namespace, workload, service, port, state, reason, security, principal, closed"
                     ));
                 }
             }
@@ -72,6 +87,8 @@ impl ConnectionFilter {
             ("port", port.as_deref()),
             ("state", self.state.as_deref()),
             ("reason", self.reason.as_deref()),
+            ("security", self.security.as_deref()),
+            ("principal", self.principal.as_deref()),
             ("closed", self.closed.then_some("true")),
         ];
         query::build(pairs.into_iter().filter_map(|(k, v)| Some((k, v?))))
@@ -106,6 +123,13 @@ impl ConnectionFilter {
                 .reason
                 .as_ref()
                 .is_none_or(|r| c.reason.as_ref() == Some(r))
+            && self.security.as_ref().is_none_or(|s| c.security == *s)
+            && self.principal.as_ref().is_none_or(|wanted| {
+                [&c.source_principal, &c.destination_principal]
+                    .into_iter()
+                    .flatten()
+                    .any(|have| is_principal(wanted, have))
+            })
     }
 }
 
@@ -115,6 +139,17 @@ pub(crate) fn named(wanted: &str, name: &str) -> bool {
         wanted == name
     } else {
         name.split_once('/').is_some_and(|(_, n)| n == wanted)
+    }
+}
+
+/// As AuthorizationPolicy compares principals: exact, `prefix*`, `*suffix` or `*`.
+fn is_principal(wanted: &str, have: &str) -> bool {
+    let bare = |text: &'_ str| text.strip_prefix("spiffe://").unwrap_or(text).to_owned();
+    let (wanted, have) = (bare(wanted), bare(have));
+    match (wanted.strip_prefix('*'), wanted.strip_suffix('*')) {
+        (Some(suffix), _) => have.ends_with(suffix),
+        (None, Some(prefix)) => have.starts_with(prefix),
+        (None, None) => have == wanted,
     }
 }
 
@@ -134,6 +169,8 @@ mod tests {
             original_dst: "10.96.0.1:80".into(),
             upstream: Some("[fd00::2]:8080".into()),
             upstream_workload: Some("shop/web-1".into()),
+            security: "mutual_tls".into(),
+            destination_principal: Some("spiffe://mesh.example/ns/shop/sa/web".into()),
             state: "established".into(),
             ..Connection::default()
         }
@@ -156,6 +193,15 @@ mod tests {
             ("state=close_wait", false),
             ("state=closed", false),
             ("reason=completed", false),
+            ("security=mutual_tls", true),
+            ("security=none", false),
+            ("principal=mesh.example/ns/shop/sa/web", true),
+            ("principal=spiffe://mesh.example/ns/shop/sa/web", true),
+            ("principal=mesh.example/ns/shop/*", true),
+            ("principal=*/sa/web", true),
+            ("principal=*", true),
+            ("principal=mesh.example/ns/shop/sa/we", false),
+            ("principal=*/sa/client", false),
         ] {
             let filter = ConnectionFilter::parse(query).unwrap();
             assert_eq!(filter.matches(&connection()), matches, "{query}");
@@ -183,6 +229,7 @@ mod tests {
             ("colour=red", "unknown filter \"colour\""),
             ("reason=bad", "upstream_refused"),
             ("closed=maybe", "true or false"),
+            ("security=tls", "mutual_tls or none"),
         ] {
             let error = ConnectionFilter::parse(query).unwrap_err();
             assert!(error.contains(says), "{query}: {error}");

@@ -7,7 +7,7 @@ use hyper::{Method, Request, StatusCode, body::Incoming};
 
 use super::{
     AdminState, LocalSocket,
-    api::{LogLevel, Released},
+    api::{ExplainQuery, LogLevel, Released},
     bundle,
     filter::ConnectionFilter,
     http::{self, Answer, accept_loop, blocking},
@@ -56,7 +56,8 @@ async fn answer(request: Request<Incoming>, state: AdminState) -> Answer {
 /// Paths and what they answer.
 fn methods(path: &str) -> Option<&'static str> {
     Some(match path {
-        "/v1/status" | "/v1/workloads" | "/v1/services" | "/v1/connections" | "/v1/config" => "GET",
+        "/v1/status" | "/v1/workloads" | "/v1/services" | "/v1/connections" | "/v1/certs"
+        | "/v1/policies" | "/v1/explain" | "/v1/config" => "GET",
         "/v1/log-level" => "GET, PUT",
         "/v1/release" | "/v1/support-bundle" => "POST",
         _ => return None,
@@ -86,6 +87,16 @@ fn read(path: &str, text: &str, state: &AdminState) -> Answer {
                 rows.retain(|c| filter.matches(c));
                 http::json(&rows)
             }
+            Err(error) => http::refuse(StatusCode::BAD_REQUEST, &error),
+        },
+        "/v1/certs" => http::json(&state.agent.certificates()),
+        "/v1/policies" => {
+            let mut rows = state.agent.policies();
+            rows.retain(|p| in_namespace(text, &p.name));
+            http::json(&rows)
+        }
+        "/v1/explain" => match ExplainQuery::parse(text).and_then(|q| state.agent.explain(&q)) {
+            Ok(explanation) => http::json(&explanation),
             Err(error) => http::refuse(StatusCode::BAD_REQUEST, &error),
         },
         "/v1/config" => http::json(&state.agent.config()),

@@ -28,7 +28,8 @@ use crate::telemetry::{Telemetry, logging::LogControl};
 /// What the admin interface asks of the agent. Every call answers from memory or takes a few system calls; the servers
 /// make them on threads that may block.
 pub trait AgentView: Send + Sync {
-    /// All but the fields that the server knows itself: `ready` (from [`AgentView::conditions`]) and `connections`.
+    /// All but the fields that the server fills in itself: `ready` and `conditions` (from [`AgentView::conditions`] and
+    /// [`AgentView::certificates`]), `identity` and `connections`.
     fn status(&self) -> api::Status;
     /// What must hold before the agent is ready: programs attached, configuration applied, every pod enrolled or
     /// failed with its reason.
@@ -36,6 +37,21 @@ pub trait AgentView: Send + Sync {
     /// Every workload the mesh knows of, enrolled or not.
     fn workloads(&self) -> Vec<api::Workload>;
     fn services(&self) -> Vec<api::Service>;
+    /// Every identity of this node, and whom it trusts.
+    fn certificates(&self) -> api::Certificates {
+        api::Certificates::default()
+    }
+    /// Every AuthorizationPolicy, and whom it applies to.
+    fn policies(&self) -> Vec<api::Policy> {
+        Vec::new()
+    }
+    /// What would happen to a connection, decided by the code that decides on real ones.
+    ///
+    /// # Errors
+    /// A sentence for whoever asked: the source or destination is not known.
+    fn explain(&self, _: &api::ExplainQuery) -> Result<api::Explanation, String> {
+        Err("this agent explains nothing".into())
+    }
     /// The configuration in effect.
     fn config(&self) -> serde_json::Value;
     /// Releases every workload and removes all that the agent made in the kernel; then the agent ends.
@@ -72,14 +88,21 @@ pub enum AdminError {
 impl AdminState {
     /// Ready, and the conditions that say so.
     pub fn readiness(&self) -> (bool, Vec<api::Condition>) {
-        let conditions = self.agent.conditions();
+        self.readiness_with(&self.agent.certificates())
+    }
+
+    fn readiness_with(&self, certificates: &api::Certificates) -> (bool, Vec<api::Condition>) {
+        let mut conditions = self.agent.conditions();
+        conditions.extend(certificates.condition());
         (conditions.iter().all(|c| c.ok), conditions)
     }
 
     pub(crate) fn status(&self) -> api::Status {
-        let (ready, conditions) = self.readiness();
+        let certificates = self.agent.certificates();
+        let (ready, conditions) = self.readiness_with(&certificates);
         api::Status {
             ready,
+            identity: certificates.summary(),
             conditions,
             connections: api::ConnectionCounts {
                 active: self.telemetry.active(),

@@ -21,7 +21,7 @@ use tokio::{
     task::JoinSet,
 };
 
-pub use self::options::AgentOptions;
+pub use self::options::{AgentOptions, CaChoice, IdentityOptions};
 use self::{
     joined::{Gauges, Names, Records},
     view::View,

@@ -13,7 +13,7 @@ pub struct AgentOptions {
     pub bpffs: PathBuf,
     /// `None`: found in /proc/mounts.
     pub cgroup2: Option<PathBuf>,
-    /// Reserved: nothing is kept there yet.
+    /// Private folder of what survives a restart: the key and certificate of the built-in certificate authority.
     pub state_dir: PathBuf,
     pub socket: PathBuf,
     pub metrics_addr: SocketAddr,
@@ -31,4 +31,34 @@ pub struct AgentOptions {
     pub closed_age: Duration,
     /// Label sets of the TCP metrics.
     pub flows_max: usize,
+    pub identity: IdentityOptions,
+}
+
+/// Who signs, whom to trust beside that.
+#[derive(Clone, Debug)]
+pub struct IdentityOptions {
+    pub ca: CaChoice,
+    /// PEM file of roots that are trusted beside those of the certificate authority; re-read when it changes.
+    pub trust_bundle: Option<PathBuf>,
+    /// PEM file of certificate revocation lists; re-read when it changes.
+    pub crl: Option<PathBuf>,
+    /// Lifetime that certificates are asked for with.
+    pub cert_ttl: Duration,
+}
+
+/// The certificate authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CaChoice {
+    /// Of this node alone, in the state folder.
+    BuiltIn,
+    /// A service that speaks Istio's protocol: istiod, or `mesh-agent ca serve`.
+    Istio {
+        /// `https://HOST:PORT`
+        url: String,
+        /// Bearer token; re-read for each request.
+        token_file: Option<PathBuf>,
+        /// PEM file of the roots that its TLS certificate is verified by.
+        root_file: Option<PathBuf>,
+        cluster_id: String,
+    },
 }

@@ -16,7 +16,10 @@ use crate::{
     capture::{Capture, PodState, PodStatus},
     catalog::{Catalog, Upstream},
     discovery::SourceState,
-    model::{AppProtocol, Enrolment, FailPolicy, OutboundMode, ResourceName, Service, Workload},
+    model::{
+        AppProtocol, EffectivePolicy, Enrolment, FailPolicy, OutboundMode, ResourceName, Service,
+        TunnelProtocol, Workload,
+    },
     proxy::Proxy,
     resilience::BreakerState,
     telemetry::process,
@@ -309,6 +312,12 @@ fn workload(workload: &Workload, pod: Option<&PodStatus>, connections: usize) ->
     listen_ports.sort_unstable();
     listen_ports.dedup();
     api::Workload {
+        identity: workload.identity.to_string(),
+        protocol: match workload.protocol {
+            TunnelProtocol::Hbone => "HBONE".to_owned(),
+            TunnelProtocol::Tcp => "TCP".to_owned(),
+        },
+        mtls: mtls(&workload.policy),
         name: workload.name.to_string(),
         node: workload.node.clone(),
         addresses: workload.addresses.iter().map(ToString::to_string).collect(),
@@ -331,6 +340,15 @@ fn workload(workload: &Workload, pod: Option<&PodStatus>, connections: usize) ->
         connections: connections as u64,
         since_unix_ms: pod.map(|p| unix_ms(p.since)),
     }
+}
+
+/// `strict`, or with ports that differ `strict, 80: disable`.
+fn mtls(policy: &EffectivePolicy) -> String {
+    let ports = policy.port_mtls.iter().filter(|(_, m)| **m != policy.mtls);
+    std::iter::once(policy.mtls.as_str().to_owned())
+        .chain(ports.map(|(port, mode)| format!("{port}: {}", mode.as_str())))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn service_port(service: &Service, upstream: &Upstream, now: Instant) -> api::ServicePort {

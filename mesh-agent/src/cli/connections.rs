@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     admin::{ConnectionFilter, api::Connection},
-    telemetry::Reason,
+    telemetry::{Reason, security},
 };
 
 #[derive(Debug, Args)]
@@ -47,6 +47,12 @@ pub(super) struct Connections {
     /// Why it ended; implies --closed
     #[arg(long, value_parser = reason)]
     reason: Option<Reason>,
+    /// How it is secured: mutual_tls or none
+    #[arg(long, value_name = "SECURITY", value_parser = [security::MUTUAL_TLS, security::NONE])]
+    security: Option<String>,
+    /// SPIFFE ID at either end; PREFIX* and *SUFFIX match too
+    #[arg(long, value_name = "SPIFFE_ID")]
+    principal: Option<String>,
 }
 
 fn reason(text: &str) -> Result<Reason, String> {
@@ -62,6 +68,8 @@ impl Connections {
             port: self.port,
             state: self.state.clone(),
             reason: self.reason.map(|r| r.as_str().to_owned()),
+            security: self.security.clone(),
+            principal: self.principal.clone(),
             closed: self.closed || self.reason.is_some() || self.state.as_deref() == Some("closed"),
         }
     }

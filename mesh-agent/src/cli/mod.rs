@@ -75,7 +75,7 @@ enum Command {
     /// Says whether this machine can run the agent, and what is missing
     Check(check::Check),
     /// Runs the agent in the foreground
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Shows how the agent is
     Status,
     /// Lists workloads: enrolled, or why not

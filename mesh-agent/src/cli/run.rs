@@ -1,12 +1,13 @@
 //! `mesh-agent run`
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
 
 use super::{Global, failure::Failure, reach};
 use crate::{
-    agent::{self, AgentOptions},
+    agent::{self, AgentOptions, CaChoice, IdentityOptions},
+    api::GepDuration,
     telemetry::logging::{self, LogFormat},
 };
 
@@ -21,7 +22,7 @@ pub(super) struct Run {
     /// Root of cgroup2 [default: from /proc/mounts]
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
-    /// Reserved for what will survive a restart; nothing is kept there yet [default: /var/lib/mesh-agent/NODE]
+    /// Private folder of what survives a restart: the built-in certificate authority [default: /var/lib/mesh-agent/NODE]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Where /metrics, /healthz and /readyz are served
@@ -50,6 +51,88 @@ pub(super) struct Run {
     /// Label sets of the TCP metrics; connections above it are counted in the overflow series
     #[arg(long, value_name = "N", default_value_t = 5_000)]
     max_series: usize,
+    #[command(flatten)]
+    identity: Identity,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Identity")]
+struct Identity {
+    /// Who signs the certificates of workloads: `built-in` (this node alone), or the URL of a service that speaks
+    /// Istio's protocol (istiod, or mesh-agent ca serve)
+    #[arg(long, value_name = "built-in|URL", default_value = BUILT_IN, value_parser = ca_url)]
+    ca: String,
+    /// Bearer token for the certificate authority; re-read for each request
+    #[arg(long, value_name = "FILE")]
+    ca_token_file: Option<PathBuf>,
+    /// Roots (PEM) that the certificate authority's own certificate is verified by
+    #[arg(long, value_name = "FILE")]
+    ca_root_file: Option<PathBuf>,
+    /// Name of the cluster, as the certificate authority knows it
+    #[arg(long, value_name = "NAME", default_value = "Kubernetes")]
+    cluster_id: String,
+    /// Roots (PEM) to trust beside those of the certificate authority; re-read when the file changes
+    #[arg(long, value_name = "FILE")]
+    trust_bundle: Option<PathBuf>,
+    /// Certificate revocation lists (PEM); re-read when the file changes
+    #[arg(long, value_name = "FILE")]
+    crl: Option<PathBuf>,
+    /// Lifetime of the certificates that are asked for, such as 24h or 90m
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = cert_ttl)]
+    cert_ttl: Duration,
+}
+
+const BUILT_IN: &str = "built-in";
+/// Shorter ones leave no time to renew them, longer ones are not what an authority should sign.
+const TTL: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(90 * 86_400);
+
+fn ca_url(text: &str) -> Result<String, String> {
+    let host = text
+        .strip_prefix("https://")
+        .map(|rest| rest.trim_end_matches('/'));
+    match host {
+        _ if text == BUILT_IN => Ok(text.to_owned()),
+        Some(host) if !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']) => {
+            Ok(text.to_owned())
+        }
+        _ => Err(format!("{BUILT_IN} or https://HOST:PORT")),
+    }
+}
+
+fn cert_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = text.parse::<GepDuration>().map_err(|e| e.to_string())?.0;
+    if TTL.contains(&ttl) {
+        Ok(ttl)
+    } else {
+        Err("between 1m and 2160h (90 days)".into())
+    }
+}
+
+impl Identity {
+    fn options(self) -> Result<IdentityOptions, Failure> {
+        let ca = if self.ca == BUILT_IN {
+            if self.ca_token_file.is_some() || self.ca_root_file.is_some() {
+                return Err(Failure::usage(
+                    "--ca-token-file and --ca-root-file are for a certificate authority elsewhere, and there is no --ca URL",
+                )
+                .next("Name it with --ca https://HOST:PORT, or leave them out: the built-in one needs neither."));
+            }
+            CaChoice::BuiltIn
+        } else {
+            CaChoice::Istio {
+                url: self.ca,
+                token_file: self.ca_token_file,
+                root_file: self.ca_root_file,
+                cluster_id: self.cluster_id,
+            }
+        };
+        Ok(IdentityOptions {
+            ca,
+            trust_bundle: self.trust_bundle,
+            crl: self.crl,
+            cert_ttl: self.cert_ttl,
+        })
+    }
 }
 
 impl Run {
@@ -97,8 +180,9 @@ impl Run {
             workers: self.workers.map(usize::from),
             max_connections: self.max_connections,
             closed_max: self.closed_connections,
-            closed_age: std::time::Duration::from_secs(self.closed_seconds),
+            closed_age: Duration::from_secs(self.closed_seconds),
             flows_max: self.max_series,
+            identity: self.identity.options()?,
             node,
         })
     }

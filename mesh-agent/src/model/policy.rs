@@ -77,6 +77,16 @@ pub enum MtlsMode {
     Disable,
 }
 
+impl MtlsMode {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Permissive => "permissive",
+            Self::Disable => "disable",
+        }
+    }
+}
+
 /// What happens while no agent listens.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
