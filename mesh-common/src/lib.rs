@@ -19,5 +19,5 @@ pub use addr::{ip_from_key, ip_key};
 pub use conn::{ConnRecord, Direction, Event, EventKind, KernelClose, Path};
 pub use maps::*;
 
-/// Version of all layouts in this crate; part of the pin path (`/sys/fs/bpf/mesh/NODE/v1`).
-pub const ABI_VERSION: u32 = 1;
+/// Version of all layouts in this crate; part of the pin path (`/sys/fs/bpf/mesh/NODE/v2`).
+pub const ABI_VERSION: u32 = 2;

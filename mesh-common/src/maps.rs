@@ -9,7 +9,7 @@ pub const CAPTURE_PORT_BASE: u16 = 15100;
 pub const CAPTURE_PORTS: u16 = 1024;
 /// Virtual port that the agent dials to prove that inbound steering works.
 pub const SELF_TEST_PORT: u16 = 15009;
-/// Port of the tunnel listener.
+/// Port of the tunnel listener, on every address of a captured workload. An application cannot have it there.
 pub const TUNNEL_PORT: u16 = 15008;
 
 // Workload flags.
@@ -29,6 +29,9 @@ pub const WL_EXCL_CIDRS: u32 = 1 << 6;
 pub const WL_EXCL_PORTS: u32 = 1 << 7;
 /// The pod has an IPv6 address to redirect to.
 pub const WL_HAS_V6: u32 = 1 << 5;
+/// Nothing reaches the workload past the agent but exclusions, loopback and vouched tuples: not while the agent is
+/// gone, whatever the fail policy, and not on a port that `listen_ports` does not have.
+pub const WL_PROTECTED: u32 = 1 << 8;
 
 /// Value of `workloads`; key: netns cookie. A row without flags is a workload being enrolled or released: its
 /// listeners and connections are recorded, nothing is captured.
@@ -183,10 +186,14 @@ pub enum Counter {
     PassedNoAgent = 9,
     /// Connections not captured because of an exclusion.
     Excluded = 10,
+    /// Tunnels steered to the agent.
+    SteeredTunnel = 11,
+    /// Connections to a protected workload refused because no application is known to listen there.
+    RefusedProtected = 12,
 }
 
 /// Entries of `counters`.
-pub const COUNTERS: u32 = 11;
+pub const COUNTERS: u32 = 13;
 
 impl Counter {
     /// Every counter with the value of its metric label.
@@ -202,6 +209,8 @@ impl Counter {
         (Counter::RefusedNoAgent, "refused_no_agent"),
         (Counter::PassedNoAgent, "passed_no_agent"),
         (Counter::Excluded, "excluded"),
+        (Counter::SteeredTunnel, "steered_tunnel"),
+        (Counter::RefusedProtected, "refused_protected"),
     ];
 }
 

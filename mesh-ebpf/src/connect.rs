@@ -6,18 +6,17 @@ use core::ptr::{addr_of, read_volatile};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_sock,
-    btf_maps::lpm_trie::Key,
     helpers::generated::{bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_sk_release},
     programs::SockAddrContext,
 };
 use mesh_common::{
-    Addr, CAPTURE_PORT_BASE, CAPTURE_PORTS, Counter, ExcludedCidr, ExcludedPort, ListenerKey, Role,
-    SOCK_AGENT, SOCK_PEER, SOCK_SELF_TEST, WL_EXCL_CIDRS, WL_EXCL_PORTS, WL_HAS_V4, WL_HAS_V6,
-    WL_OPEN_OUTBOUND, WL_OUTBOUND, Workload, is_v4,
+    Addr, CAPTURE_PORT_BASE, CAPTURE_PORTS, Counter, ListenerKey, Role, SOCK_AGENT, SOCK_PEER,
+    SOCK_SELF_TEST, WL_HAS_V4, WL_HAS_V6, WL_OPEN_OUTBOUND, WL_OUTBOUND, is_v4,
 };
 
 use crate::{
-    maps::{count, excl_ports, exclusions, listeners, mesh_addrs, sk_state, workloads},
+    exclude::is_excluded,
+    maps::{count, listeners, mesh_addrs, sk_state, workloads},
     net::{self, MPTCP, SOCK_STREAM, TCP},
 };
 
@@ -153,7 +152,7 @@ fn decide(ctx: &SockAddrContext, dialled: &Addr, self_test: bool) -> Option<Addr
     if workload.flags & has == 0 {
         return None;
     }
-    if !self_test && is_excluded(netns, workload, dialled) {
+    if !self_test && is_excluded(netns, workload, &dialled.ip, dialled.port) {
         count(Counter::Excluded);
         return None;
     }
@@ -170,32 +169,6 @@ fn decide(ctx: &SockAddrContext, dialled: &Addr, self_test: bool) -> Option<Addr
     }
     let offset = net::hash_destination(&dialled.ip, dialled.port) & u32::from(CAPTURE_PORTS - 1);
     Some(Addr::new(ip, CAPTURE_PORT_BASE + offset as u16))
-}
-
-#[inline(always)]
-fn is_excluded(netns: u64, workload: &Workload, dialled: &Addr) -> bool {
-    if workload.flags & WL_EXCL_PORTS != 0 {
-        let key = ExcludedPort {
-            netns,
-            port: dialled.port,
-            pad: [0; 6],
-        };
-        // SAFETY: only its presence is looked at.
-        if unsafe { excl_ports.get(key) }.is_some() {
-            return true;
-        }
-    }
-    if workload.flags & WL_EXCL_CIDRS != 0 {
-        let key = Key::new(
-            192,
-            ExcludedCidr {
-                netns,
-                ip: dialled.ip,
-            },
-        );
-        return exclusions.get(&key).is_some();
-    }
-    false
 }
 
 /// True while the agent's outbound listener for this address is open: the kernel removes closed sockets.

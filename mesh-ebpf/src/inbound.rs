@@ -5,19 +5,17 @@ use core::ptr::{addr_of, read_volatile};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::sk_action,
-    btf_maps::lpm_trie::Key,
     helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release},
     programs::SkLookupContext,
 };
 use mesh_common::{
-    Addr, Counter, ExcludedCidr, ExcludedPort, ListenKey, ListenerKey, Role, SELF_TEST_PORT, Tuple,
-    WL_EXCL_CIDRS, WL_EXCL_PORTS, WL_INBOUND, WL_OPEN_INBOUND, Workload, is_v4,
+    Addr, Counter, ListenKey, ListenerKey, Role, SELF_TEST_PORT, TUNNEL_PORT, Tuple, WL_INBOUND,
+    WL_OPEN_INBOUND, WL_PROTECTED, is_v4,
 };
 
 use crate::{
-    maps::{
-        count, excl_ports, exclusions, listen_ports, listeners, orig_dst, pod_addrs, workloads,
-    },
+    exclude::is_excluded,
+    maps::{count, listen_ports, listeners, orig_dst, pod_addrs, workloads},
     net::{self, AF_INET6, TCP},
 };
 
@@ -89,19 +87,37 @@ pub fn steer(ctx: &SkLookupContext) -> u32 {
     let Some(workload) = (unsafe { workloads.get(netns) }) else {
         return PASS;
     };
-    // The agent tests steering before it turns it on: from the pod to itself, on a port of its own.
-    let test = local.port == SELF_TEST_PORT && remote.ip == local.ip;
-    if (workload.flags & WL_INBOUND == 0 && !test)
-        || !application_listens(netns, &local)
-        || is_excluded(netns, workload, &remote, local.port)
-    {
+    // The agent tests steering before it turns it on: from the pod to itself, on ports of its own.
+    let test =
+        remote.ip == local.ip && (local.port == SELF_TEST_PORT || local.port == TUNNEL_PORT);
+    if workload.flags & WL_INBOUND == 0 && !test {
         return PASS;
+    }
+    // Before exclusions and whatever listens there: the port is the mesh's, and what comes to it proves who it is.
+    if local.port == TUNNEL_PORT {
+        if assign(ctx, local.ip, Role::Tunnel) {
+            count(Counter::SteeredTunnel);
+            return PASS;
+        }
+        count(Counter::RefusedNoAgent);
+        return DROP;
+    }
+    let protected = workload.flags & WL_PROTECTED != 0;
+    let listens = application_listens(netns, &local);
+    if (!listens && !protected) || is_excluded(netns, workload, &remote.ip, local.port) {
+        return PASS;
+    }
+    if !listens {
+        // Closed, or a listener that the agent does not know or cannot reach: a full map, a moment too early, bound to
+        // a device. Never past the agent; a closed port would answer the same.
+        count(Counter::RefusedProtected);
+        return DROP;
     }
     if assign(ctx, local.ip, Role::Inbound) {
         count(Counter::SteeredInbound);
         return PASS;
     }
-    if workload.flags & WL_OPEN_INBOUND != 0 {
+    if workload.flags & WL_OPEN_INBOUND != 0 && !protected {
         count(Counter::PassedNoAgent);
         PASS
     } else {
@@ -132,32 +148,6 @@ fn application_listens(netns: u64, local: &Addr) -> bool {
         key.addr.ip = net::mapped(0);
         listen_ports.get(key).is_some()
     }
-}
-
-#[inline(always)]
-fn is_excluded(netns: u64, workload: &Workload, remote: &Addr, local_port: u16) -> bool {
-    if workload.flags & WL_EXCL_PORTS != 0 {
-        let key = ExcludedPort {
-            netns,
-            port: local_port,
-            pad: [0; 6],
-        };
-        // SAFETY: only its presence is looked at.
-        if unsafe { excl_ports.get(key) }.is_some() {
-            return true;
-        }
-    }
-    if workload.flags & WL_EXCL_CIDRS != 0 {
-        let key = Key::new(
-            192,
-            ExcludedCidr {
-                netns,
-                ip: remote.ip,
-            },
-        );
-        return exclusions.get(&key).is_some();
-    }
-    false
 }
 
 /// Gives the connection to the agent's listener; false when the agent has none there any more.

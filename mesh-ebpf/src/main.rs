@@ -6,6 +6,7 @@
 #![no_main]
 
 mod connect;
+mod exclude;
 mod inbound;
 mod maps;
 mod net;

@@ -13,7 +13,7 @@ use super::{maps::Maps, pool::tcp_socket};
 
 const BACKLOG: i32 = 4096;
 /// The roles that have listeners.
-const ROLES: [Role; 2] = [Role::Outbound, Role::Inbound];
+pub(super) const ROLES: [Role; 3] = [Role::Outbound, Role::Inbound, Role::Tunnel];
 
 /// One listener.
 pub(super) struct Listener {
@@ -26,7 +26,7 @@ pub(super) struct Listener {
 
 /// Makes the listeners; runs inside the pod's namespace. A namespace without IPv6 has none for IPv6.
 pub(super) fn make(maps: &Maps) -> io::Result<Vec<Listener>> {
-    let mut made = Vec::with_capacity(4);
+    let mut made = Vec::with_capacity(2 * ROLES.len());
     for v6 in [false, true] {
         for role in ROLES {
             match listener(role, v6, maps) {

@@ -1,6 +1,6 @@
 //! Where everything is pinned: the BPF filesystem, the node's folder in it, its lock, what is left of other versions.
 //!
-//! `BPFFS/mesh/NODE/v1/`: each map under its name, `link_PROGRAM` for the links at the cgroup root, `lookup_COOKIE` for
+//! `BPFFS/mesh/NODE/v2/`: each map under its name, `link_PROGRAM` for the links at the cgroup root, `lookup_COOKIE` for
 //! the link in each pod's namespace.
 
 use std::{
@@ -24,7 +24,7 @@ const LINK: &str = "link_";
 pub(super) struct Pins {
     /// `BPFFS/mesh/NODE`
     node_dir: PathBuf,
-    /// `BPFFS/mesh/NODE/v1`
+    /// `BPFFS/mesh/NODE/v2`
     pub dir: PathBuf,
     /// Held as long as the agent lives; a second agent under the same name stops here.
     _lock: File,

@@ -8,7 +8,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mesh_common::{Addr, Role, SELF_TEST_PORT, SOCK_AGENT, SOCK_CLIENT, SOCK_ORIG_DST, SockState};
+use mesh_common::{
+    Addr, Role, SELF_TEST_PORT, SOCK_AGENT, SOCK_CLIENT, SOCK_ORIG_DST, SockState, TUNNEL_PORT,
+};
 
 use super::{
     maps::Maps,
@@ -110,7 +112,8 @@ impl Pod {
     /// restart the test runs while applications' connections may queue on the same listeners.
     pub fn is_self_test(&self, client: SocketAddr, destination: SocketAddr) -> bool {
         [SELF_TEST_V4, SELF_TEST_V6].contains(&destination.ip().to_canonical())
-            || (destination.port() == SELF_TEST_PORT && self.self_tests.contains(&client))
+            || ([SELF_TEST_PORT, TUNNEL_PORT].contains(&destination.port())
+                && self.self_tests.contains(&client))
     }
 
     /// Its addresses, as its namespace has them now.

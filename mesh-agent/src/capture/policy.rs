@@ -6,7 +6,7 @@ use std::{collections::HashSet, io, net::IpAddr};
 use ipnet::IpNet;
 use mesh_common::{
     ExcludedPort, WL_EXCL_CIDRS, WL_EXCL_PORTS, WL_HAS_V4, WL_HAS_V6, WL_OPEN_INBOUND,
-    WL_OPEN_OUTBOUND, ip_key,
+    WL_OPEN_OUTBOUND, WL_PROTECTED, ip_key,
 };
 
 use super::maps::{LpmKey, Maps};
@@ -17,10 +17,12 @@ pub(super) fn flags(policy: &EffectivePolicy, protected: bool, addresses: &[IpAd
     let mut flags = 0;
     if policy.fail_policy == FailPolicy::Open {
         flags |= WL_OPEN_OUTBOUND;
-        // Plain traffic never reaches a workload that a policy protects.
         if !protected {
             flags |= WL_OPEN_INBOUND;
         }
+    }
+    if protected {
+        flags |= WL_PROTECTED;
     }
     if addresses.iter().any(IpAddr::is_ipv4) {
         flags |= WL_HAS_V4;
@@ -168,7 +170,10 @@ mod tests {
             ..Default::default()
         };
         let v4 = ["10.0.0.1".parse().unwrap()];
-        assert_eq!(flags(&policy, true, &v4), WL_OPEN_OUTBOUND | WL_HAS_V4);
+        assert_eq!(
+            flags(&policy, true, &v4),
+            WL_OPEN_OUTBOUND | WL_PROTECTED | WL_HAS_V4
+        );
         assert_eq!(
             flags(&policy, false, &v4),
             WL_OPEN_OUTBOUND | WL_OPEN_INBOUND | WL_HAS_V4

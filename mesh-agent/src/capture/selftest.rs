@@ -7,7 +7,8 @@ use std::{
 };
 
 use mesh_common::{
-    Addr, ListenKey, Role, SELF_TEST_PORT, SOCK_AGENT, SOCK_ORIG_DST, SOCK_SELF_TEST, ip_key,
+    Addr, ListenKey, Role, SELF_TEST_PORT, SOCK_AGENT, SOCK_ORIG_DST, SOCK_SELF_TEST, TUNNEL_PORT,
+    ip_key,
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -23,7 +24,7 @@ use super::{
 /// A connection inside one machine that takes longer is not coming.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// Tests both directions and families. `accept`: nothing is captured yet, so whatever reaches the listeners is the
+/// Tests both directions, the tunnel's port, and both families. `accept`: nothing is captured yet, so whatever reaches the listeners is the
 /// test's and is taken here; otherwise (an earlier agent captured the pod) applications' connections may queue there,
 /// and the proxy drops the test's, which dialled from the returned addresses, by [`super::Pod::is_self_test`].
 pub(super) async fn run(
@@ -49,6 +50,8 @@ pub(super) async fn run(
         )
         .await?;
         dialled_from.push(from);
+        let tunnel = SocketAddr::new(address, TUNNEL_PORT);
+        dialled_from.push(one(shared, inner, Role::Tunnel, v6, tunnel, accept).await?);
         // An application that has our port is left in peace.
         if !port {
             dialled_from.push(inbound(shared, inner, cookie, address, accept).await?);
@@ -102,7 +105,8 @@ async fn one(
     let socket = TcpSocket::from_std_stream(socket.into());
     let what = match role {
         Role::Outbound => "an outbound connection",
-        _ => "an inbound connection",
+        Role::Inbound => "an inbound connection",
+        Role::Tunnel => "a tunnel",
     };
     let fail = |why: String| EnrolError::SelfTest(format!("{what} to {to} {why}"));
     let stream = match tokio::time::timeout(DEADLINE, socket.connect(to)).await {

@@ -91,12 +91,12 @@ pub(super) fn start(
     shared.options.keepalive.apply(&listener)?;
     let direction = match role {
         Role::Outbound => Direction::Outbound,
-        Role::Inbound => Direction::Inbound,
-        Role::Tunnel => return Err(io::ErrorKind::Unsupported.into()),
+        Role::Inbound | Role::Tunnel => Direction::Inbound,
     };
     let accepting = Accepting {
         shared: Arc::clone(shared),
         served: Arc::clone(served),
+        role,
         direction,
     };
     let task = shared.workers.spawn(async move {
@@ -117,6 +117,7 @@ pub(super) fn start(
 struct Accepting {
     shared: Arc<Shared>,
     served: Arc<Served>,
+    role: Role,
     direction: Direction,
 }
 
@@ -162,6 +163,10 @@ impl Accepting {
     }
 
     fn serve(&self, accepted: Accepted) {
+        if self.role == Role::Tunnel {
+            // Nothing serves tunnels yet.
+            return reset_on_close(&accepted.socket);
+        }
         if !self.shared.limits.admit(&self.served.share) {
             return self.refuse(&accepted, Reason::AgentLimit);
         }

@@ -269,6 +269,18 @@ pub fn wanted_open(ns: &Ns) -> WantedPod {
     }
 }
 
+pub fn protected(pod: WantedPod) -> WantedPod {
+    WantedPod {
+        protected: true,
+        ..pod
+    }
+}
+
+/// How a connection fails, if it does.
+pub fn refusal(from: &Ns, to: SocketAddr) -> Option<std::io::ErrorKind> {
+    from.connect(to).map_err(|e| e.kind()).err()
+}
+
 async fn proxy(mut pods: mpsc::Receiver<PodEvent>, released: mpsc::Sender<(u64, bool)>) {
     let mut loops = std::collections::HashMap::<u64, Vec<tokio::task::JoinHandle<()>>>::new();
     while let Some(event) = pods.recv().await {
@@ -316,6 +328,14 @@ async fn carry(pod: Arc<Pod>, role: Role, mut stream: tokio::net::TcpStream, pee
     }
     let dst = stream.local_addr().unwrap();
     if pod.is_self_test(peer, dst) {
+        return;
+    }
+    if role == Role::Tunnel {
+        let _ = stream
+            .write_all(format!("tunnel peer={peer} local={dst}\n").as_bytes())
+            .await;
+        let (mut r, mut w) = stream.split();
+        let _ = tokio::io::copy(&mut r, &mut w).await;
         return;
     }
     let v6 = dst.is_ipv6();

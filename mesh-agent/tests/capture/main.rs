@@ -6,4 +6,6 @@ mod bed;
 mod inbound;
 mod life;
 mod outbound;
+mod protected;
 mod records;
+mod tunnel;
