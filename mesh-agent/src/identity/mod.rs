@@ -3,21 +3,60 @@
 //! A certificate authority signs (`CertificateAuthority`, three of them), [`Identities`] holds a certificate for each
 //! identity of the node and renews it, `tls` makes rustls configurations of it, once per certificate and trust bundle.
 
+mod answer;
+mod builtin;
+mod bundle;
+mod clock;
+mod crl;
+mod csr;
+mod file;
+mod identities;
+mod keys;
 mod moment;
+mod peer;
 pub mod proto;
+mod roots;
+mod rotation;
 pub mod server;
+mod signer;
+mod status;
+mod tls;
+mod trust;
+mod verify;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use rustls_pki_types::CertificateDer;
 
+pub use self::{
+    builtin::{BuiltInCa, SignerFolder},
+    bundle::FileError,
+    clock::{Clock, SystemClock, rfc3339},
+    csr::{Csr, CsrError},
+    identities::{Identities, IdentityOptions},
+    peer::{PeerIdentity, PeerRefused, Standing},
+    signer::{BACKDATE, DEFAULT_TTL, SignError, Signer, SignerError},
+    status::{
+        BundleStatus, CertificateDetails, CertificateStatus, ErrorStatus, IdentityStatus,
+        ListStatus, Missing, NoCertificate, RevocationStatus, RootStatus,
+    },
+    tls::{TlsIdentity, provider},
+    trust::Role,
+    verify::handshake_cause,
+};
 use crate::model::SpiffeId;
 
 /// The seam to whoever signs.
 pub trait CertificateAuthority: Send + Sync + 'static {
     /// For logs and `mesh-agent certs`, such as `built-in` or `https://ca.example:15012`.
     fn name(&self) -> &str;
+
+    /// A PEM file on this node that has the authority's roots, when it keeps one: its edits are followed at once, where
+    /// [`Signed::roots`] are only heard of with the next certificate.
+    fn bundle_file(&self) -> Option<&Path> {
+        None
+    }
 
     /// Signs a request (PKCS #10, PEM, with the identity as its only URI SAN) for an identity of this node.
     fn sign<'a>(
@@ -50,3 +89,6 @@ pub enum CaError {
     #[error("the certificate authority answered rubbish: {0}")]
     Rubbish(Arc<str>),
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,437 @@
+//! The certificates of this node's identities, and whom it trusts.
+//!
+//! Readers take no lock: the map, each certificate and the state of trust stand behind an `ArcSwap`. Everything that changes them
+//! goes through one mutex that is never held across an await.
+
+mod renew;
+mod report;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rustls_pki_types::CertificateDer;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use super::{
+    CaError, CertificateAuthority,
+    bundle::{FileError, Seen, TrustFiles},
+    clock::{Clock, SystemClock, rfc3339},
+    file::Watched,
+    peer::{PeerIdentity, PeerRefused, Standing},
+    roots::Roots,
+    signer::DEFAULT_TTL,
+    status::{Missing, NoCertificate},
+    tls::TlsIdentity,
+    trust::{Domains, Role, Trust, TrustCell, within},
+};
+use crate::model::{SpiffeId, TrustDomain};
+
+/// How [`Identities`] behave.
+#[derive(Clone, Debug)]
+pub struct IdentityOptions {
+    /// Life asked for; 24 h.
+    pub ttl: Duration,
+    /// PEM file of roots, read again when it changes. `None`: the authority's own file if it has one on this node, else
+    /// the roots that came with its last answer.
+    pub trust_bundle: Option<PathBuf>,
+    /// File of revocation lists, PEM or DER, read again when it changes.
+    pub crl: Option<PathBuf>,
+    /// An authority that has not answered by then is away; 10 s.
+    pub request_deadline: Duration,
+    /// Requests under way at once; 8.
+    pub concurrency: usize,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for IdentityOptions {
+    fn default() -> Self {
+        Self {
+            ttl: DEFAULT_TTL,
+            trust_bundle: None,
+            crl: None,
+            request_deadline: Duration::from_secs(10),
+            concurrency: 8,
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+/// Certificates, trust and TLS of this node. One an agent; [`Self::run`] is its task.
+pub struct Identities {
+    ca: Arc<dyn CertificateAuthority>,
+    ca_name: Arc<str>,
+    options: IdentityOptions,
+    trust: Arc<TrustCell>,
+    entries: ArcSwap<HashMap<SpiffeId, Arc<Entry>>>,
+    writer: Mutex<Writer>,
+    /// Counts states of trust.
+    trust_version: watch::Sender<u64>,
+    /// Counts certificates that arrived, and failures to get one.
+    arrivals: watch::Sender<u64>,
+    wake: Notify,
+    requests: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// What only writers touch.
+struct Writer {
+    /// Taken by `run`.
+    files: Option<TrustFiles>,
+    bundle_file: Option<PathBuf>,
+    bundle_error: Option<(SystemTime, String)>,
+    crl_error: Option<(SystemTime, String)>,
+}
+
+/// One identity.
+struct Entry {
+    id: SpiffeId,
+    tls: ArcSwapOption<TlsIdentity>,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    renew_at: Option<SystemTime>,
+    refused: bool,
+    retry_at: Option<Instant>,
+    failures: u32,
+    last_error: Option<(SystemTime, CaError)>,
+    in_flight: bool,
+}
+
+impl Entry {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Identities {
+    /// Reads the trust bundle and the revocation lists; spawns nothing.
+    ///
+    /// # Errors
+    /// A file that was named cannot be read or does not parse. The agent must not start then: it would trust more than
+    /// it was told to.
+    pub fn new(
+        ca: Arc<dyn CertificateAuthority>,
+        options: IdentityOptions,
+    ) -> Result<Arc<Self>, FileError> {
+        let bundle_file = options
+            .trust_bundle
+            .clone()
+            .or_else(|| ca.bundle_file().map(ToOwned::to_owned));
+        let mut files = TrustFiles {
+            bundle: bundle_file.clone().map(Watched::new),
+            crl: options.crl.clone().map(Watched::new),
+        };
+        let seen = files.poll();
+        let trust = Trust {
+            roots: seen
+                .bundle
+                .transpose()?
+                .unwrap_or_else(|| Arc::new(Roots::none())),
+            crls: seen.crl.transpose()?.unwrap_or_default(),
+            domains: Arc::default(),
+        };
+        report_disowned(&trust);
+        Ok(Arc::new(Self {
+            ca_name: ca.name().into(),
+            ca,
+            trust: TrustCell::new(trust),
+            entries: ArcSwap::default(),
+            writer: Mutex::new(Writer {
+                files: Some(files),
+                bundle_file,
+                bundle_error: None,
+                crl_error: None,
+            }),
+            trust_version: watch::Sender::new(1),
+            arrivals: watch::Sender::new(0),
+            wake: Notify::new(),
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            options,
+        }))
+    }
+
+    /// The identities that this node has from now on. Certificates of new ones are asked for, those of gone ones dropped.
+    pub fn want(&self, ids: BTreeSet<SpiffeId>) {
+        let _writer = self.writer();
+        let old = self.entries.load();
+        if old.len() == ids.len() && ids.iter().all(|id| old.contains_key(id)) {
+            return;
+        }
+        let new = ids
+            .into_iter()
+            .map(|id| {
+                let entry = old.get(&id).cloned().unwrap_or_else(|| {
+                    Arc::new(Entry {
+                        id: id.clone(),
+                        tls: ArcSwapOption::empty(),
+                        progress: Mutex::default(),
+                    })
+                });
+                (id, entry)
+            })
+            .collect();
+        self.entries.store(Arc::new(new));
+        self.wake.notify_one();
+        self.arrivals.send_modify(|n| *n += 1);
+    }
+
+    /// The mesh's trust domain, and others whose clients are let in.
+    pub fn set_mesh(&self, trust_domain: TrustDomain, aliases: Vec<TrustDomain>) {
+        let domains = Domains {
+            own: trust_domain,
+            aliases,
+        };
+        let mut writer = self.writer();
+        let trust = self.trust.get();
+        if *trust.domains != domains {
+            let domains = Arc::new(domains);
+            self.change_trust(
+                &mut writer,
+                Trust {
+                    domains,
+                    ..(*trust).clone()
+                },
+            );
+        }
+    }
+
+    /// The TLS configurations of an identity. Takes no lock.
+    ///
+    /// # Errors
+    /// There is no certificate, or it has expired; the error says why. Nothing may be sent in plain text instead.
+    pub fn tls(&self, id: &SpiffeId) -> Result<Arc<TlsIdentity>, NoCertificate> {
+        let entries = self.entries.load();
+        let Some(entry) = entries.get(id) else {
+            return Err(self.missing(id, Missing::NotHere, None));
+        };
+        match entry.tls.load_full() {
+            Some(tls) if self.options.clock.now() < tls.not_after => Ok(tls),
+            Some(tls) => Err(self.missing(id, Missing::Expired(tls.not_after), Some(entry))),
+            None => Err(self.missing(id, Missing::NotYet, Some(entry))),
+        }
+    }
+
+    /// As [`Self::tls`], but waits for the first certificate of an identity. Does not wait when the last one has expired and the
+    /// authority has failed since: that may take hours.
+    ///
+    /// # Errors
+    /// As [`Self::tls`], by the deadline.
+    pub async fn tls_by(
+        &self,
+        id: &SpiffeId,
+        deadline: Instant,
+    ) -> Result<Arc<TlsIdentity>, NoCertificate> {
+        let mut arrivals = self.arrivals.subscribe();
+        loop {
+            arrivals.borrow_and_update();
+            let missing = match self.tls(id) {
+                Ok(tls) => return Ok(tls),
+                Err(missing) => missing,
+            };
+            if let (Missing::Expired(end), Some((at, _))) = (missing.why, &missing.last_error)
+                && *at >= end
+            {
+                return Err(missing);
+            }
+            if tokio::time::timeout_at(deadline, arrivals.changed())
+                .await
+                .is_err()
+            {
+                return self.tls(id);
+            }
+        }
+    }
+
+    /// Verifies a client by what it showed: chain, validity, usage, revocation, identity and trust domain, all as of now. To be
+    /// called after every handshake; see [`TlsIdentity`].
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn verify_client(&self, chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, PeerRefused> {
+        self.trust
+            .get()
+            .verify_peer(chain, Role::Client, self.options.clock.now())
+    }
+
+    /// Verifies a server, as [`Self::verify_client`] does a client, but for the trust domain: the caller compares the
+    /// identity with the one it dialled.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn verify_server(&self, chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, PeerRefused> {
+        self.trust
+            .get()
+            .verify_peer(chain, Role::Server, self.options.clock.now())
+    }
+
+    /// What becomes of a living tunnel to such a peer, to be asked when [`Self::trust`] changes. `role` is the peer's.
+    ///
+    /// Certificates are shown once, in the handshake: a peer that has renewed its own since cannot show the new one in a tunnel
+    /// that lives. So a root that left the bundle and an expiry only drain the tunnel, or root rotation would break
+    /// connections; revocation and a trust domain that is no longer accepted close it.
+    pub fn standing(&self, chain: &[CertificateDer<'_>], role: Role) -> Standing {
+        let Some(leaf) = chain.first() else {
+            return Standing::Close(PeerRefused::NoCertificate);
+        };
+        let now = self.options.clock.now();
+        match self.trust.get().verify_peer(chain, role, within(leaf, now)) {
+            Ok(peer) if peer.not_after < now => Standing::Drain(PeerRefused::Expired),
+            Ok(_) => Standing::Good,
+            Err(
+                refused @ (PeerRefused::UnknownRoot
+                | PeerRefused::Expired
+                | PeerRefused::NotYetValid),
+            ) => Standing::Drain(refused),
+            Err(refused) => Standing::Close(refused),
+        }
+    }
+
+    /// Counts states of trust: bundle, revocation lists, trust domains. The new state is in effect before the number changes.
+    /// Who keeps tunnels asks [`Self::standing`] for each on every change; one made meanwhile is safe if the number was read before its
+    /// handshake's verification and is compared after it was put where the next change finds it.
+    pub fn trust(&self) -> watch::Receiver<u64> {
+        self.trust_version.subscribe()
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn missing(&self, id: &SpiffeId, why: Missing, entry: Option<&Arc<Entry>>) -> NoCertificate {
+        NoCertificate {
+            id: id.clone(),
+            why,
+            ca: self.ca_name.clone(),
+            last_error: entry.and_then(|entry| entry.progress().last_error.clone()),
+        }
+    }
+
+    /// Puts a state of trust into effect. Configurations are built anew, so that sessions that were made under the old
+    /// state are not resumed.
+    fn change_trust(&self, _writer: &mut Writer, trust: Trust) {
+        report_disowned(&trust);
+        self.trust.set(trust.clone());
+        let now = self.options.clock.now();
+        for entry in self.entries.load().values() {
+            let Some(tls) = entry.tls.load_full() else {
+                continue;
+            };
+            let refused = refuses(&trust, &tls.certified.cert, now);
+            if let Some(refused) = &refused {
+                tracing::warn!(id = %entry.id, "this node's own certificate is refused by its own trust ({refused}); a new one is asked for");
+            }
+            entry.progress().refused = refused.is_some();
+            match self.build(&tls) {
+                Ok(new) => entry.tls.store(Some(Arc::new(new))),
+                Err(error) => {
+                    tracing::error!(id = %entry.id, %error, "cannot build its TLS configuration anew; sessions from before may be resumed, and are verified when they are");
+                }
+            }
+        }
+        self.trust_version.send_modify(|n| *n += 1);
+        self.wake.notify_one();
+    }
+
+    fn build(&self, old: &TlsIdentity) -> Result<TlsIdentity, rustls::Error> {
+        TlsIdentity::new(
+            old.id.clone(),
+            old.certified.clone(),
+            old.described.clone(),
+            &self.trust,
+            &self.options.clock,
+        )
+    }
+
+    /// Takes over what the files say now.
+    fn take_files(&self, seen: Seen) {
+        let now = self.options.clock.now();
+        let mut writer = self.writer();
+        let mut trust = (*self.trust.get()).clone();
+        let mut changed = false;
+        match seen.bundle {
+            Some(Ok(roots)) => {
+                writer.bundle_error = None;
+                if !roots.same(&trust.roots) {
+                    tracing::info!(
+                        roots = roots.certificates().len(),
+                        "the trust bundle has changed"
+                    );
+                    trust.roots = roots;
+                    changed = true;
+                }
+            }
+            Some(Err(error)) => keep_last(&mut writer.bundle_error, &error, now),
+            None => {}
+        }
+        match seen.crl {
+            Some(Ok(crls)) => {
+                writer.crl_error = None;
+                if !crls.same(&trust.crls) {
+                    tracing::info!(
+                        lists = crls.lists().len(),
+                        "the revocation lists have changed"
+                    );
+                    trust.crls = crls;
+                    changed = true;
+                }
+            }
+            Some(Err(error)) => keep_last(&mut writer.crl_error, &error, now),
+            None => {}
+        }
+        if changed {
+            self.change_trust(&mut writer, trust);
+        }
+    }
+
+    fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn keep_last(error: &mut Option<(SystemTime, String)>, new: &FileError, now: SystemTime) {
+    let new = new.to_string();
+    if error.as_ref().is_none_or(|(_, old)| *old != new) {
+        tracing::error!("{new}; what it said before stays in effect");
+        *error = Some((now, new));
+    }
+}
+
+fn report_disowned(trust: &Trust) {
+    if let Some(issuer) = trust.disowned_list() {
+        tracing::error!(
+            issuer,
+            "a revocation list is not signed by the root whose name it carries, and has no effect"
+        );
+    }
+}
+
+/// Why trust refuses a chain whatever its age.
+fn refuses(trust: &Trust, chain: &[CertificateDer<'_>], now: SystemTime) -> Option<PeerRefused> {
+    let leaf = chain.first()?;
+    trust
+        .verify_chain(chain, Role::Server, within(leaf, now))
+        .err()
+}
+
+impl std::fmt::Debug for Identities {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identities")
+            .field("ca", &self.ca_name)
+            .field("since", &rfc3339(self.options.clock.now()))
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,4 @@
+//! Whole handshakes between two sets of identities, and identities under authorities that misbehave.
+
+mod handshakes;
+mod support;
