@@ -139,4 +139,11 @@ impl Certificate {
     pub fn is_valid(&self) -> bool {
         self.state == "valid"
     }
+
+    /// `NAMESPACE/sa/ACCOUNT`
+    pub fn namespace_and_account(&self) -> &str {
+        self.identity
+            .split_once("/ns/")
+            .map_or("", |(_, rest)| rest)
+    }
 }
