@@ -52,6 +52,10 @@ pub(super) fn render(certs: &Certificates, wide: bool, now_ms: u64, screen: &Scr
     } else {
         out += &roots(&certs.roots, wide, now_ms).render(screen.width, screen.colour);
     }
+    if let Some(bundle) = &certs.trust_bundle {
+        let _ = writeln!(out, "\ntrust bundle   {}", bundle.path);
+        stale(bundle.error.as_deref(), screen.colour, &mut out);
+    }
     if let Some(list) = &certs.revocation_list {
         out.push('\n');
         revocation_list(list, now_ms, screen.colour, &mut out);
@@ -131,7 +135,7 @@ fn roots(rows: &[TrustRoot], wide: bool, now_ms: u64) -> Table {
     } else {
         table = table.text("ENDS");
     }
-    table = table.text("FROM").text("SHA-256").spare(1);
+    table = table.text("SHA-256").spare(1);
     for root in rows {
         let mut cells = vec![Cell::from(root.subject.as_str())];
         if wide {
@@ -147,10 +151,7 @@ fn roots(rows: &[TrustRoot], wide: bool, now_ms: u64) -> Table {
                 ended.then_some(Tint::Bad),
             ));
         }
-        cells.extend([
-            dash(Some(root.source.as_str())),
-            dash(Some(root.fingerprint.as_str())),
-        ]);
+        cells.push(dash(Some(root.fingerprint.as_str())));
         table.row(cells);
     }
     table
@@ -179,8 +180,13 @@ fn revocation_list(list: &RevocationList, now_ms: u64, colour: bool, out: &mut S
         ),
         due.unwrap_or_default()
     );
-    if let Some(error) = &list.error {
-        let text = format!("the newest file is refused, the last good list stays: {error}");
+    stale(list.error.as_deref(), colour, out);
+}
+
+/// The file has changed, to something that cannot be used.
+fn stale(error: Option<&str>, colour: bool, out: &mut String) {
+    if let Some(error) = error {
+        let text = format!("as it is now it is refused, the last good one stays: {error}");
         let _ = writeln!(out, "               {}", Tint::Bad.paint(&text, colour));
     }
 }

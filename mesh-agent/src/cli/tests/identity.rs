@@ -3,7 +3,7 @@
 use super::NOW;
 use crate::admin::api::{
     CaState, Candidate, Certificate, Certificates, Considered, Explanation, Mtls, Party, Policy,
-    RevocationList, Transport, TrustRoot, Verdict,
+    RevocationList, Transport, TrustBundle, TrustRoot, Verdict,
 };
 
 const HOUR: u64 = 3_600_000;
@@ -58,8 +58,11 @@ pub(super) fn certificates() -> Certificates {
             not_before_unix_ms: NOW - 24 * HOUR,
             not_after_unix_ms: NOW + 3650 * 24 * HOUR,
             fingerprint: "9f86d081884c7d659a2feaa0c55ad015".into(),
-            source: "certificate authority".into(),
         }],
+        trust_bundle: Some(TrustBundle {
+            path: "/etc/mesh/roots.pem".into(),
+            error: Some("no certificate in it".into()),
+        }),
         revocation_list: Some(RevocationList {
             path: "/etc/mesh/crl.pem".into(),
             revoked: 3,
