@@ -4,7 +4,10 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Instant,
 };
@@ -21,30 +24,52 @@ struct Tally {
     example: Option<String>,
 }
 
+/// When it ends: after a time, or after a number of connections.
+enum Until {
+    Time(Instant),
+    Count(u64),
+}
+
+/// `seconds=` after `warm=`; or `count=` connections without warming up, for those that are dear only the first time.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let threads: usize = options.get("threads", 1)?;
+    let count: u64 = options.get("count", 0)?;
     let to = options.destinations()?;
-    let start = Instant::now() + options.warm_up()?;
-    let end = start + options.measured()?;
+    let start = Instant::now();
+    let (start, until) = if count > 0 {
+        (start, Until::Count(count))
+    } else {
+        let start = start + options.warm_up()?;
+        (start, Until::Time(start + options.measured()?))
+    };
+    // Handed out one after the other, so that each destination is dialled once before any is dialled again.
+    let next = AtomicU64::new(0);
     let all = Mutex::new(Tally::default());
-    let mut used = (0.0, 0.0);
-    thread::scope(|scope| -> Result<()> {
-        for first in 0..threads {
-            let (to, all) = (&to, &all);
-            scope.spawn(move || {
-                let tally = dial(to, first, start, end);
-                if let Ok(mut all) = all.lock() {
-                    all.nanos.extend(tally.nanos);
-                    all.failed += tally.failed;
-                    all.example = all.example.take().or(tally.example);
-                }
-            });
-        }
+    let (used, took) = thread::scope(|scope| -> Result<_> {
+        let diallers: Vec<_> = (0..threads)
+            .map(|_| {
+                let (to, next, until, all) = (&to, &next, &until, &all);
+                scope.spawn(move || {
+                    let tally = dial(to, next, start, until);
+                    if let Ok(mut all) = all.lock() {
+                        all.nanos.extend(tally.nanos);
+                        all.failed += tally.failed;
+                        all.example = all.example.take().or(tally.example);
+                    }
+                })
+            })
+            .collect();
         thread::sleep(start.saturating_duration_since(Instant::now()));
         let cpu = Cpu::now(options)?;
-        thread::sleep(end.saturating_duration_since(Instant::now()));
-        used = cpu.since();
-        Ok(())
+        match &until {
+            Until::Time(end) => thread::sleep(end.saturating_duration_since(Instant::now())),
+            Until::Count(_) => {
+                for dialler in diallers {
+                    let _ = dialler.join();
+                }
+            }
+        }
+        Ok((cpu.since(), start.elapsed()))
     })?;
     let mut tally = all.into_inner()?;
     if let Some(example) = &tally.example {
@@ -54,7 +79,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     println!(
         "{}",
         json!({
-            "rate": count as f64 / (end - start).as_secs_f64(),
+            "rate": count as f64 / took.as_secs_f64(),
             "p50": percentile(&mut tally.nanos, 0.5),
             "p99": percentile(&mut tally.nanos, 0.99),
             "failed": tally.failed,
@@ -64,14 +89,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Dials one destination after the other until `end`; counts what began after `start`.
-fn dial(to: &[SocketAddr], first: usize, start: Instant, end: Instant) -> Tally {
+/// Dials one destination after the other; counts what began after `start`.
+fn dial(to: &[SocketAddr], next: &AtomicU64, start: Instant, until: &Until) -> Tally {
     let mut tally = Tally::default();
-    for &address in to.iter().cycle().skip(first % to.len()) {
+    loop {
         let begun = Instant::now();
-        if begun >= end {
-            break;
-        }
+        let turn = next.fetch_add(1, Ordering::Relaxed);
+        let over = match until {
+            Until::Time(end) => begun >= *end,
+            Until::Count(count) => turn >= *count,
+        };
+        let at = (turn % to.len().max(1) as u64) as usize;
+        let Some(&address) = to.get(at).filter(|_| !over) else {
+            return tally;
+        };
         match once(address) {
             Ok(()) if begun >= start => tally.nanos.push(begun.elapsed().as_nanos() as u32),
             Ok(()) => {}
@@ -81,7 +112,6 @@ fn dial(to: &[SocketAddr], first: usize, start: Instant, end: Instant) -> Tally 
             }
         }
     }
-    tally
 }
 
 fn once(address: SocketAddr) -> std::io::Result<()> {

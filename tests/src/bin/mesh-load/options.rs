@@ -42,15 +42,17 @@ impl Options {
         Ok(all)
     }
 
-    /// The destinations: `to=IP` and `ports=`.
+    /// The destinations: every port of `ports=` of the first address in `to=IP,IP...`, then of the next.
     pub(crate) fn destinations(&self) -> Result<Vec<SocketAddr>> {
-        let ip: IpAddr = self.required("to")?;
+        let to: String = self.required("to")?;
         let ports = self.list("ports")?;
         anyhow::ensure!(!ports.is_empty(), "ports= is missing");
-        Ok(ports
-            .into_iter()
-            .map(|port| SocketAddr::new(ip, port as u16))
-            .collect())
+        let mut all = Vec::new();
+        for ip in to.split(',') {
+            let ip: IpAddr = ip.parse().with_context(|| format!("to={ip}"))?;
+            all.extend(ports.iter().map(|&port| SocketAddr::new(ip, port as u16)));
+        }
+        Ok(all)
     }
 
     pub(crate) fn destination(&self) -> Result<SocketAddr> {
