@@ -1,6 +1,5 @@
-//! The machine of the bench: a node with a bridge, one client pod for each subject, two server pods.
-//!
-//! All subjects cross the same wires: client pod -> (proxy in the client pod) -> bridge -> server pod.
+//! The machine of a bench: namespaces for nodes and pods, a folder for configuration and logs, and who runs on which
+//! CPU. Which nodes and pods there are is up to each bench.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,20 +13,6 @@ use crate::sh;
 pub(super) const LOAD_CPU: u32 = 0;
 pub(super) const PROXY_CPU: u32 = 1;
 
-/// The server that no agent captures, and the one that an agent does.
-pub(super) const SERVER: &str = "10.99.0.20";
-pub(super) const MESH_SERVER: &str = "10.99.0.21";
-
-/// Pods and the last byte of their addresses.
-pub(super) const PODS: [(&str, u8); 6] = [
-    ("direct", 11),
-    ("mesh", 12),
-    ("haproxy", 13),
-    ("envoy", 14),
-    ("server", 20),
-    ("meshserver", 21),
-];
-
 pub(super) struct Bed {
     id: String,
     /// Configuration and logs.
@@ -39,59 +24,56 @@ pub(super) struct Bed {
 }
 
 impl Bed {
-    pub(super) fn new(mesh_load: PathBuf) -> Result<Self> {
-        let id = format!("cm-bench-{}", std::process::id());
+    pub(super) fn new(bench: &str, mesh_load: PathBuf) -> Result<Self> {
+        let id = format!("cm-{bench}-{}", std::process::id());
         let dir = std::env::temp_dir().join(&id);
         // Apart from the configuration: the agent watches that folder and its parent.
         std::fs::create_dir_all(dir.join("logs"))?;
-        let mut bed = Self {
+        Ok(Self {
             id,
             dir,
             mesh_load,
             namespaces: Vec::new(),
             keep_logs: true,
-        };
-        bed.build()?;
-        Ok(bed)
+        })
     }
 
-    fn build(&mut self) -> Result<()> {
-        let node = self.add_namespace("node", &["net.ipv4.ip_forward=1"])?;
+    /// A namespace that forwards between its wires.
+    pub(super) fn add_node(&mut self, name: &str) -> Result<String> {
+        self.add_namespace(name, &["net.ipv4.ip_forward=1"])
+    }
+
+    /// A namespace with a wire `eth0` to the bridge `br0` of a node.
+    pub(super) fn add_pod(
+        &mut self,
+        name: &str,
+        node: &str,
+        wire: &str,
+        address: &str,
+        gateway: &str,
+    ) -> Result<String> {
+        let ns = self.add_namespace(name, &["net.ipv4.tcp_tw_reuse=1"])?;
         batch(
-            &node,
-            "link set lo up
-             link add br0 type bridge
-             addr add 10.99.0.1/16 dev br0
-             link set br0 up",
+            node,
+            &format!(
+                "link add {wire} type veth peer name eth0 netns {ns}
+                 link set {wire} master br0
+                 link set {wire} up"
+            ),
         )?;
-        for (name, host) in PODS {
-            let ns = self.add_namespace(name, &["net.ipv4.tcp_tw_reuse=1"])?;
-            batch(
-                &node,
-                &format!(
-                    "link add p{host} type veth peer name eth0 netns {ns}
-                     link set p{host} master br0
-                     link set p{host} up"
-                ),
-            )?;
-            batch(
-                &ns,
-                &format!(
-                    "link set lo up
-                     addr add 10.99.0.{host}/16 dev eth0
-                     link set eth0 up
-                     route add default via 10.99.0.1"
-                ),
-            )?;
-        }
-        Ok(())
+        batch(
+            &ns,
+            &format!(
+                "link set lo up
+                 addr add {address} dev eth0
+                 link set eth0 up
+                 route add default via {gateway}"
+            ),
+        )?;
+        Ok(ns)
     }
 
-    /// The node's name, also for its agent.
-    pub(super) fn node(&self) -> &str {
-        &self.id
-    }
-
+    /// The namespace of a node or a pod; of a node also the name that its agent has.
     pub(super) fn ns(&self, name: &str) -> String {
         format!("{}-{name}", self.id)
     }

@@ -1,14 +1,18 @@
 //! Figures: gathered by run, written as JSON, printed as a table beside the peers.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::fs::File;
+use std::io::Write as _;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
-/// Order of the columns.
-const SUBJECTS: [&str; 5] = ["direct", "mesh", "mesh-both", "haproxy", "envoy"];
-const PEERS: [&str; 2] = ["haproxy", "envoy"];
+/// What the table shows: a column a subject, and one for the mesh against each of the others named.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Columns {
+    pub(super) subjects: &'static [&'static str],
+    pub(super) against: &'static [&'static str],
+}
 
 /// The runs of one figure.
 #[derive(Debug)]
@@ -21,9 +25,16 @@ struct Figure {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Figures(Vec<Figure>);
+pub(super) struct Figures {
+    all: Vec<Figure>,
+    columns: Columns,
+}
 
 impl Figures {
+    pub(super) fn show(&mut self, columns: Columns) {
+        self.columns = columns;
+    }
+
     pub(super) fn add(
         &mut self,
         work: &str,
@@ -33,9 +44,9 @@ impl Figures {
         value: f64,
     ) {
         let same = |f: &&mut Figure| f.work == work && f.subject == subject && f.metric == metric;
-        match self.0.iter_mut().find(same) {
+        match self.all.iter_mut().find(same) {
             Some(figure) => figure.runs.push(value),
-            None => self.0.push(Figure {
+            None => self.all.push(Figure {
                 work: work.to_owned(),
                 subject,
                 metric,
@@ -47,13 +58,13 @@ impl Figures {
 
     fn find(&self, work: &str, metric: &str, subject: &str) -> Option<&Figure> {
         let is = |f: &&Figure| f.work == work && f.metric == metric && f.subject == subject;
-        self.0.iter().find(is)
+        self.all.iter().find(is)
     }
 
     /// One JSON object a line.
-    pub(super) fn write(&self, bench: &str, file: &Path) -> Result<()> {
+    pub(super) fn write(&self, bench: &str, file: &mut File) -> Result<()> {
         let mut text = String::new();
-        for f in &self.0 {
+        for f in &self.all {
             let (min, median, max) = spread(&f.runs);
             let line = json!({
                 "bench": bench, "work": f.work, "subject": f.subject, "metric": f.metric, "unit": f.unit,
@@ -61,18 +72,23 @@ impl Figures {
             });
             let _ = writeln!(text, "{line}");
         }
-        std::fs::write(file, text).with_context(|| file.display().to_string())
+        file.write_all(text.as_bytes())?;
+        Ok(())
     }
 
     /// A Markdown table: medians, and how the mesh stands to each peer in the pairs of runs.
     pub(super) fn table(&self) -> String {
         let mut rows = vec![];
         let mut head = vec!["work".to_owned(), "metric".to_owned()];
-        head.extend(SUBJECTS.map(str::to_owned));
-        head.extend(PEERS.map(|p| format!("mesh : {p}")));
+        let Columns { subjects, against } = self.columns;
+        head.extend(subjects.iter().map(|&s| s.to_owned()));
+        head.extend(against.iter().map(|p| format!("mesh : {p}")));
         rows.push(head);
         let mut done: Vec<(&str, &str)> = Vec::new();
-        for figure in &self.0 {
+        for figure in &self.all {
+            if !subjects.contains(&figure.subject) {
+                continue;
+            }
             let key = (figure.work.as_str(), figure.metric);
             if done.contains(&key) {
                 continue;
@@ -82,11 +98,11 @@ impl Figures {
                 figure.work.clone(),
                 format!("{} ({})", figure.metric, figure.unit),
             ];
-            for subject in SUBJECTS {
+            for subject in subjects {
                 let cell = self.find(&figure.work, figure.metric, subject);
                 row.push(cell.map_or("-".to_owned(), |f| number(spread(&f.runs).1)));
             }
-            for peer in PEERS {
+            for peer in against {
                 row.push(self.ratio(&figure.work, figure.metric, peer));
             }
             rows.push(row);
@@ -176,6 +192,10 @@ mod tests {
         assert_eq!(spread(&[3.0, 1.0, 2.0]), (1.0, 2.0, 3.0));
         assert_eq!(spread(&[4.0, 1.0]), (1.0, 2.5, 4.0));
         let mut figures = Figures::default();
+        figures.show(Columns {
+            subjects: &["mesh", "envoy"],
+            against: &["envoy"],
+        });
         for (mesh, envoy) in [(2.0, 1.0), (9.0, 3.0)] {
             figures.add("ping-64", "mesh", "rate", "1/s", mesh);
             figures.add("ping-64", "envoy", "rate", "1/s", envoy);
@@ -185,6 +205,8 @@ mod tests {
             "2.50 (2.00..3.00)"
         );
         assert_eq!(figures.ratio("ping-64", "rate", "haproxy"), "-");
+        figures.add("cipher", "openssl", "rate", "1/s", 1.0);
+        assert!(!figures.table().contains("cipher"));
         assert!(figures.table().contains("| ping-64 | rate (1/s) |"));
     }
 }

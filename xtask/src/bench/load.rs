@@ -5,10 +5,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::bed::{Bed, LOAD_CPU, MESH_SERVER, SERVER};
-use super::config::SWITCH_TARGETS;
+use super::bed::{Bed, LOAD_CPU};
 use super::process::Running;
-use super::subject::{Subject, Subjects};
+use super::proxies::{Proxies, Subject};
 use crate::sh;
 
 /// The figures of one run.
@@ -29,9 +28,10 @@ impl Sample {
 /// Runs one work of one subject; every line that it printed.
 pub(super) fn run(
     bed: &Bed,
-    subjects: &Subjects,
+    proxies: &Proxies,
     subject: Subject,
     work: &str,
+    to: &str,
     ports: (u16, u16),
     args: &[String],
 ) -> Result<Vec<Sample>> {
@@ -40,13 +40,13 @@ pub(super) fn run(
     command
         .args([
             work.to_owned(),
-            format!("to={}", subject.address),
+            format!("to={to}"),
             format!("ports={}-{}", ports.0 + offset, ports.1 + offset),
-            format!("pids={}", subjects.pids(subject)),
+            format!("pids={}", proxies.pids(subject)),
         ])
         .args(args);
     let said = sh::output(&mut command)
-        .with_context(|| format!("{}: {}", subject.name, subjects.said(subject)))?;
+        .with_context(|| format!("{}: {}", subject.name, proxies.said(subject)))?;
     said.lines()
         .map(|line| {
             Ok(Sample(
@@ -56,22 +56,18 @@ pub(super) fn run(
         .collect()
 }
 
-/// The servers of both server pods.
-pub(super) fn serve(bed: &Bed) -> Result<Vec<Running>> {
-    let mut servers = Vec::new();
-    for (pod, ip) in [("server", SERVER), ("meshserver", MESH_SERVER)] {
-        let mut command = bed.load(pod);
-        let [first, second] = SWITCH_TARGETS;
-        command.args([
-            "serve".to_owned(),
-            format!("ip={ip}"),
-            "echo=7000,7010-7017".to_owned(),
-            "sink=7001".to_owned(),
-            format!("greet={first},{second}"),
-        ]);
-        servers.push(Running::start(&mut command, &bed.log(pod))?);
-    }
-    Ok(servers)
+/// The server of a pod, on the ports of all works and whatever `more` says.
+pub(super) fn serve(bed: &Bed, pod: &str, ip: &str, more: &[String]) -> Result<Running> {
+    let mut command = bed.load(pod);
+    command
+        .args([
+            "serve",
+            &format!("ip={ip}"),
+            "echo=7000,7010-7017",
+            "sink=7001",
+        ])
+        .args(more);
+    Running::start(&mut command, &bed.log(pod))
 }
 
 /// Keeps every CPU from sleeping: waking an idle one of a virtual machine costs 50 us and drowns what is under it.

@@ -5,18 +5,22 @@
 
 mod admin;
 mod bed;
-mod config;
-mod enrol;
 mod figures;
 mod l4;
 mod load;
 mod process;
-mod reload;
-mod subject;
+mod proxies;
+mod resources;
+mod works;
 
+use std::fs::File;
 use std::path::PathBuf;
+use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+
+use crate::{deps, interrupt, sh};
+use figures::Figures;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -28,26 +32,97 @@ pub(crate) struct Args {
     /// Only works whose name begins so: ping, stream, connect, idle, enrol, reload.
     #[arg(long, value_name = "NAME")]
     work: Vec<String>,
-    /// Times that each work is measured with each subject.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
-    /// Seconds of each measurement.
-    #[arg(long, default_value_t = 2.0)]
-    seconds: f64,
+    /// Times that each work is measured with each subject [default: 3].
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Seconds of each measurement [default: 2].
+    #[arg(long)]
+    seconds: Option<f64>,
     /// Only these subjects: direct, mesh, mesh-both, haproxy, envoy.
     #[arg(long, value_name = "NAME")]
     subject: Vec<String>,
+    /// Only to see that it works: programs that are not optimised, one short round. Its figures mean nothing.
+    #[arg(long)]
+    quick: bool,
 }
 
 impl Args {
     fn wants(&self, work: &str) -> bool {
         self.work.is_empty() || self.work.iter().any(|w| work.starts_with(w.as_str()))
     }
+
+    fn wants_subject(&self, name: &str) -> bool {
+        self.subject.is_empty() || self.subject.iter().any(|s| s == name)
+    }
+
+    fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(if self.quick { 1 } else { 3 })
+    }
+
+    fn seconds(&self) -> f64 {
+        self.seconds.unwrap_or(if self.quick { 0.3 } else { 2.0 })
+    }
+
+    /// Numbers of open connections between which memory is compared.
+    fn idle_counts(&self) -> &'static str {
+        if self.quick { "50,200" } else { "1000,4000" }
+    }
+
+    /// The load generator and, if it is wanted, the agent.
+    fn build(&self, with_agent: bool) -> Result<Programs> {
+        let mut cargo = sh::cargo();
+        cargo.args(["build", "--quiet", "--bin", "mesh-load"]);
+        if !self.quick {
+            cargo.arg("--release");
+        }
+        if with_agent {
+            cargo.args(["--bin", "mesh-agent"]);
+        }
+        sh::run(&mut cargo)?;
+        let dir = sh::target_dir().join(if self.quick { "debug" } else { "release" });
+        Ok(Programs {
+            load: dir.join("mesh-load"),
+            agent: with_agent.then(|| dir.join("mesh-agent")),
+        })
+    }
+}
+
+/// What was built for a run.
+struct Programs {
+    load: PathBuf,
+    agent: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     match args.name.as_deref() {
-        None | Some("l4") => l4::run(args),
+        None | Some("l4") => {}
         Some(other) => bail!("no benchmark named {other:?}; there is l4"),
     }
+    sh::require_root("the bench (network namespaces, eBPF)")?;
+    interrupt::catch()?;
+    deps::ensure(&[deps::Group::Bench])?;
+    let mut json = match &args.json {
+        Some(file) => Some(File::create(file).with_context(|| file.display().to_string())?),
+        None => None,
+    };
+    let mut measure = |name, bench: fn(&Args, &mut Figures) -> Result<()>| {
+        let started = Instant::now();
+        let mut figures = Figures::default();
+        let outcome = bench(args, &mut figures);
+        // Also of a run that failed half way: what was measured holds.
+        println!("\n{}", figures.table());
+        if let Some(file) = &mut json {
+            figures.write(name, file)?;
+        }
+        println!(
+            "{name} took {} s with the build",
+            started.elapsed().as_secs()
+        );
+        outcome
+    };
+    measure("l4", l4::run)?;
+    if let Some(file) = &args.json {
+        println!("figures: {}", file.display());
+    }
+    Ok(())
 }

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
-use super::bed::Bed;
 use super::config::{Config, SWITCH_PORT, SWITCH_TARGETS, VIP_SWITCH};
-use super::figures::Figures;
+use crate::bench::bed::Bed;
+use crate::bench::figures::Figures;
 
 /// One edit each round, to and fro; the figure is the time until a new connection reaches the other port.
 pub(super) fn run(

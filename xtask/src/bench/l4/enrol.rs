@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use super::admin;
-use super::bed::{Bed, batch, netns_path};
-use super::config::{Config, workload};
-use super::figures::Figures;
+use super::config::Config;
+use super::pods::NODE;
+use crate::bench::admin;
+use crate::bench::bed::{Bed, batch, netns_path};
+use crate::bench::figures::Figures;
+use crate::bench::resources::workload;
 use crate::interrupt;
 
 const PODS: usize = 100;
@@ -44,17 +46,17 @@ fn measure(bed: &mut Bed, config: &Config, rounds: usize, figures: &mut Figures)
             ),
         )?;
         pods += &workload(
-            bed.node(),
+            &bed.ns(NODE),
             &format!("many-{n}"),
-            &address,
+            &[address],
             &netns_path(&ns),
-            "true",
+            "default",
         );
     }
-    let already = enrolled(&admin::workload_states(bed.node())?);
+    let already = enrolled(&admin::workload_states(&bed.ns(NODE))?);
     for _ in 0..rounds {
         let start = Instant::now();
-        config.put(FILE, &pods)?;
+        config.folder.put(FILE, &pods)?;
         wait(bed, "enrolled", |states| enrolled(states) == already + PODS)?;
         let seconds = start.elapsed().as_secs_f64();
         figures.add("enrol-100", "mesh", "seconds", "s", seconds);
@@ -65,7 +67,7 @@ fn measure(bed: &mut Bed, config: &Config, rounds: usize, figures: &mut Figures)
             "s",
             seconds / PODS as f64,
         );
-        config.remove(FILE)?;
+        config.folder.remove(FILE)?;
         // A pod that is being released cannot be enrolled again yet.
         wait(bed, "released", |states| {
             enrolled(states) == already && !states.iter().any(|s| s == "releasing")
@@ -82,7 +84,7 @@ fn wait(bed: &Bed, what: &str, holds: impl Fn(&[String]) -> bool) -> Result<()> 
     let deadline = Instant::now() + PATIENCE;
     loop {
         interrupt::check()?;
-        let states = admin::workload_states(bed.node())?;
+        let states = admin::workload_states(&bed.ns(NODE))?;
         if holds(&states) {
             return Ok(());
         }
