@@ -8,6 +8,7 @@ mod bed;
 mod figures;
 mod l4;
 mod load;
+mod mtls;
 mod process;
 mod proxies;
 mod resources;
@@ -24,7 +25,7 @@ use figures::Figures;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which benchmark; all of them when not given.
+    /// Which benchmark, l4 or mtls; all of them when not given.
     pub(crate) name: Option<String>,
     /// Also write one JSON object a figure to this file.
     #[arg(long)]
@@ -38,7 +39,7 @@ pub(crate) struct Args {
     /// Seconds of each measurement [default: 2].
     #[arg(long)]
     seconds: Option<f64>,
-    /// Only these subjects: direct, mesh, mesh-both, haproxy, envoy.
+    /// Only these subjects. l4: direct, mesh, mesh-both, haproxy, envoy; mtls: direct, mesh, envoy-mtls, envoy-connect.
     #[arg(long, value_name = "NAME")]
     subject: Vec<String>,
     /// Only to see that it works: programs that are not optimised, one short round. Its figures mean nothing.
@@ -94,10 +95,12 @@ struct Programs {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    match args.name.as_deref() {
-        None | Some("l4") => {}
-        Some(other) => bail!("no benchmark named {other:?}; there is l4"),
-    }
+    let (l4, mtls) = match args.name.as_deref() {
+        None => (true, true),
+        Some("l4") => (true, false),
+        Some("mtls") => (false, true),
+        Some(other) => bail!("no benchmark named {other:?}; there are l4 and mtls"),
+    };
     sh::require_root("the bench (network namespaces, eBPF)")?;
     interrupt::catch()?;
     deps::ensure(&[deps::Group::Bench])?;
@@ -120,7 +123,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
         outcome
     };
-    measure("l4", l4::run)?;
+    if l4 {
+        measure("l4", l4::run)?;
+    }
+    if mtls {
+        measure("mtls", mtls::run)?;
+    }
     if let Some(file) = &args.json {
         println!("figures: {}", file.display());
     }
