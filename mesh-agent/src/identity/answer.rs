@@ -12,8 +12,8 @@ use x509_parser::extensions::GeneralName;
 
 use super::{
     CaError, Signed,
-    clock::rfc3339,
     keys::WorkloadKey,
+    moment::moment,
     roots::{Described, Roots, describe},
     trust::{Role, Trust, within},
 };
@@ -62,15 +62,15 @@ pub(super) fn check(
     if leaf.not_after <= now {
         return Err(rubbish(format!(
             "a certificate that ended at {}, and here it is {}; is the clock of this node right?",
-            rfc3339(leaf.not_after),
-            rfc3339(now)
+            moment(leaf.not_after),
+            moment(now)
         )));
     }
     if leaf.not_before > now + SKEW {
         return Err(rubbish(format!(
             "a certificate that begins at {}, and here it is {}; is the clock of this node right?",
-            rfc3339(leaf.not_before),
-            rfc3339(now)
+            moment(leaf.not_before),
+            moment(now)
         )));
     }
     let roots = Arc::new(

@@ -9,10 +9,7 @@ mod report;
 use std::{
     collections::{BTreeSet, HashMap},
     path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -26,12 +23,13 @@ use tokio::{
 use super::{
     CaError, CertificateAuthority,
     bundle::{FileError, Seen, TrustFiles},
-    clock::{Clock, SystemClock, rfc3339},
+    clock::{Clock, SystemClock},
     file::Watched,
+    moment::moment,
     peer::{PeerIdentity, PeerRefused, Standing},
     roots::Roots,
     signer::DEFAULT_TTL,
-    status::{Missing, NoCertificate},
+    status::{Missing, NoCertificate, RequestCounts},
     tls::TlsIdentity,
     trust::{Domains, Role, Trust, TrustCell, within},
 };
@@ -80,8 +78,6 @@ pub struct Identities {
     /// Counts certificates that arrived, and failures to get one.
     arrivals: watch::Sender<u64>,
     wake: Notify,
-    requests: AtomicU64,
-    failures: AtomicU64,
 }
 
 /// What only writers touch.
@@ -89,8 +85,19 @@ struct Writer {
     /// Taken by `run`.
     files: Option<TrustFiles>,
     bundle_file: Option<PathBuf>,
-    bundle_error: Option<(SystemTime, String)>,
-    crl_error: Option<(SystemTime, String)>,
+    bundle: Health,
+    crl: Health,
+    crl_loaded: SystemTime,
+    requests: RequestCounts,
+    last_signed: Option<SystemTime>,
+    last_error: Option<(SystemTime, CaError)>,
+}
+
+/// How reading a file went.
+#[derive(Clone, Default)]
+struct Health {
+    error: Option<(SystemTime, String)>,
+    errors: u64,
 }
 
 /// One identity.
@@ -106,6 +113,7 @@ struct Progress {
     refused: bool,
     retry_at: Option<Instant>,
     failures: u32,
+    failures_total: u64,
     last_error: Option<(SystemTime, CaError)>,
     in_flight: bool,
 }
@@ -152,14 +160,16 @@ impl Identities {
             writer: Mutex::new(Writer {
                 files: Some(files),
                 bundle_file,
-                bundle_error: None,
-                crl_error: None,
+                bundle: Health::default(),
+                crl: Health::default(),
+                crl_loaded: options.clock.now(),
+                requests: RequestCounts::default(),
+                last_signed: None,
+                last_error: None,
             }),
             trust_version: watch::Sender::new(1),
             arrivals: watch::Sender::new(0),
             wake: Notify::new(),
-            requests: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
             options,
         }))
     }
@@ -242,7 +252,8 @@ impl Identities {
                 Ok(tls) => return Ok(tls),
                 Err(missing) => missing,
             };
-            if let (Missing::Expired(end), Some((at, _))) = (missing.why, &missing.last_error)
+            if let (Missing::Expired(end), Some((at, _))) =
+                (missing.why, missing.last_error.as_deref())
                 && *at >= end
             {
                 return Err(missing);
@@ -316,13 +327,16 @@ impl Identities {
             id: id.clone(),
             why,
             ca: self.ca_name.clone(),
-            last_error: entry.and_then(|entry| entry.progress().last_error.clone()),
+            last_error: entry
+                .and_then(|entry| entry.progress().last_error.clone())
+                .map(Box::new),
         }
     }
 
     /// Puts a state of trust into effect. Configurations are built anew, so that sessions that were made under the old
     /// state are not resumed.
     fn change_trust(&self, _writer: &mut Writer, trust: Trust) {
+        let trust = Arc::new(trust);
         report_disowned(&trust);
         self.trust.set(trust.clone());
         let now = self.options.clock.now();
@@ -364,7 +378,7 @@ impl Identities {
         let mut changed = false;
         match seen.bundle {
             Some(Ok(roots)) => {
-                writer.bundle_error = None;
+                writer.bundle.error = None;
                 if !roots.same(&trust.roots) {
                     tracing::info!(
                         roots = roots.certificates().len(),
@@ -374,12 +388,13 @@ impl Identities {
                     changed = true;
                 }
             }
-            Some(Err(error)) => keep_last(&mut writer.bundle_error, &error, now),
+            Some(Err(error)) => writer.bundle.keep_last(&error, now),
             None => {}
         }
         match seen.crl {
             Some(Ok(crls)) => {
-                writer.crl_error = None;
+                writer.crl.error = None;
+                writer.crl_loaded = now;
                 if !crls.same(&trust.crls) {
                     tracing::info!(
                         lists = crls.lists().len(),
@@ -389,24 +404,23 @@ impl Identities {
                     changed = true;
                 }
             }
-            Some(Err(error)) => keep_last(&mut writer.crl_error, &error, now),
+            Some(Err(error)) => writer.crl.keep_last(&error, now),
             None => {}
         }
         if changed {
             self.change_trust(&mut writer, trust);
         }
     }
-
-    fn count(counter: &AtomicU64) {
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
-fn keep_last(error: &mut Option<(SystemTime, String)>, new: &FileError, now: SystemTime) {
-    let new = new.to_string();
-    if error.as_ref().is_none_or(|(_, old)| *old != new) {
-        tracing::error!("{new}; what it said before stays in effect");
-        *error = Some((now, new));
+impl Health {
+    fn keep_last(&mut self, new: &FileError, now: SystemTime) {
+        let new = new.to_string();
+        if self.error.as_ref().is_none_or(|(_, old)| *old != new) {
+            tracing::error!("{new}; what it said before stays in effect");
+            self.error = Some((now, new));
+            self.errors += 1;
+        }
     }
 }
 
@@ -431,7 +445,7 @@ impl std::fmt::Debug for Identities {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Identities")
             .field("ca", &self.ca_name)
-            .field("since", &rfc3339(self.options.clock.now()))
+            .field("since", &moment(self.options.clock.now()))
             .finish_non_exhaustive()
     }
 }

@@ -32,14 +32,14 @@ use rustls_pki_types::CertificateDer;
 pub use self::{
     builtin::{BuiltInCa, SignerFolder},
     bundle::FileError,
-    clock::{Clock, SystemClock, rfc3339},
+    clock::{Clock, SystemClock},
     csr::{Csr, CsrError},
     identities::{Identities, IdentityOptions},
     peer::{PeerIdentity, PeerRefused, Standing},
     signer::{BACKDATE, DEFAULT_TTL, SignError, Signer, SignerError},
     status::{
         BundleStatus, CertificateDetails, CertificateStatus, ErrorStatus, IdentityStatus,
-        ListStatus, Missing, NoCertificate, RevocationStatus, RootStatus,
+        ListStatus, Missing, NoCertificate, RequestCounts, RevocationStatus, RootStatus,
     },
     tls::{TlsIdentity, provider},
     trust::Role,

@@ -175,7 +175,7 @@ impl Signer {
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>, SignError> {
         if now >= self.not_after {
-            return Err(SignError::AuthorityExpired(super::clock::rfc3339(
+            return Err(SignError::AuthorityExpired(super::moment::moment(
                 self.not_after,
             )));
         }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
-use super::{CaError, clock::rfc3339};
+use super::{CaError, moment::moment};
 use crate::model::SpiffeId;
 
 /// Everything at one moment. Times are milliseconds since 1970.
@@ -13,11 +13,44 @@ pub struct IdentityStatus {
     pub trust_domain: String,
     pub trust_domain_aliases: Vec<String>,
     pub certificates: Vec<CertificateStatus>,
-    /// Requests to the authority, and those of them that failed.
-    pub requests: u64,
-    pub failures: u64,
+    /// Answers of the authority since the agent started.
+    pub requests: RequestCounts,
+    /// Its last good answer.
+    pub last_signed_ms: Option<u64>,
+    /// Why its last answer was none; `None` after a good one.
+    pub last_error: Option<ErrorStatus>,
     pub bundle: BundleStatus,
     pub revocation: Option<RevocationStatus>,
+}
+
+/// By outcome, as [`CaError`] tells them apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RequestCounts {
+    pub signed: u64,
+    pub unavailable: u64,
+    pub refused: u64,
+    pub rubbish: u64,
+}
+
+impl RequestCounts {
+    /// With the values of the metric label.
+    pub fn by_outcome(&self) -> [(&'static str, u64); 4] {
+        [
+            ("signed", self.signed),
+            ("unavailable", self.unavailable),
+            ("refused", self.refused),
+            ("rubbish", self.rubbish),
+        ]
+    }
+
+    pub(super) fn count<T>(&mut self, outcome: &Result<T, CaError>) {
+        match outcome {
+            Ok(_) => self.signed += 1,
+            Err(CaError::Unavailable(_)) => self.unavailable += 1,
+            Err(CaError::Refused(_)) => self.refused += 1,
+            Err(CaError::Rubbish(_)) => self.rubbish += 1,
+        }
+    }
 }
 
 /// One identity of this node.
@@ -32,6 +65,10 @@ pub struct CertificateStatus {
     pub problem: Option<String>,
     /// Requests in a row that failed; 0 after a success.
     pub failures: u32,
+    /// Requests that failed since the agent started.
+    pub failures_total: u64,
+    /// The authority said that it will not sign.
+    pub refused: bool,
     /// The last failure, until the next success.
     pub last_error: Option<ErrorStatus>,
     /// When the next attempt is due by the failures so far.
@@ -62,6 +99,8 @@ pub struct BundleStatus {
     /// `None`: roots are what the authority said last.
     pub file: Option<PathBuf>,
     pub roots: Vec<RootStatus>,
+    /// Readings that failed since the agent started.
+    pub errors: u64,
     /// Why the file as it is now is not used.
     pub error: Option<ErrorStatus>,
 }
@@ -69,8 +108,11 @@ pub struct BundleStatus {
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct RootStatus {
     pub subject: String,
+    /// Hexadecimal.
+    pub serial: String,
     /// SHA-256 of the certificate, hexadecimal.
     pub fingerprint: String,
+    pub not_before_ms: u64,
     pub not_after_ms: u64,
 }
 
@@ -78,6 +120,10 @@ pub struct RootStatus {
 pub struct RevocationStatus {
     pub file: PathBuf,
     pub lists: Vec<ListStatus>,
+    /// When the lists in effect were read.
+    pub loaded_ms: u64,
+    /// Readings that failed since the agent started.
+    pub errors: u64,
     /// Why the file as it is now is not used, or a list in it.
     pub error: Option<ErrorStatus>,
 }
@@ -94,13 +140,13 @@ pub struct ListStatus {
 
 /// Why there is no certificate to make a connection with.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("no certificate for {id}: {why}{}", after(.last_error.as_ref(), .ca))]
+#[error("no certificate for {id}: {why}{}", after(.last_error.as_deref(), .ca))]
 pub struct NoCertificate {
     pub id: SpiffeId,
     pub why: Missing,
     pub ca: Arc<str>,
     /// The last failure to get one, and when.
-    pub last_error: Option<(SystemTime, CaError)>,
+    pub last_error: Option<Box<(SystemTime, CaError)>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -109,13 +155,13 @@ pub enum Missing {
     NotHere,
     #[error("there has not been one yet")]
     NotYet,
-    #[error("it has expired on {}", rfc3339(*.0))]
+    #[error("it has expired on {}", moment(*.0))]
     Expired(SystemTime),
 }
 
 fn after(error: Option<&(SystemTime, CaError)>, ca: &str) -> String {
     error.map_or_else(String::new, |(at, error)| {
-        format!("; {error} ({ca}, {})", rfc3339(*at))
+        format!("; {error} ({ca}, {})", moment(*at))
     })
 }
 

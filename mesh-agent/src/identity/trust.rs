@@ -71,8 +71,8 @@ impl TrustCell {
         self.0.load_full()
     }
 
-    pub(super) fn set(&self, trust: Trust) {
-        self.0.store(Arc::new(trust));
+    pub(super) fn set(&self, trust: Arc<Trust>) {
+        self.0.store(trust);
     }
 }
 

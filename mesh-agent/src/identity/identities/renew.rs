@@ -12,9 +12,9 @@ use super::{Entry, Identities};
 use crate::identity::{
     CaError,
     answer::{self, Checked},
-    clock::rfc3339,
     csr,
     keys::WorkloadKey,
+    moment::moment,
     rotation::{self, Held, Need},
     tls::TlsIdentity,
     trust::Trust,
@@ -26,7 +26,11 @@ const TICK: Duration = Duration::from_secs(1);
 impl Identities {
     /// Renews certificates and follows the files, until it is dropped.
     pub async fn run(self: Arc<Self>) {
-        let mut files = self.writer().files.take();
+        let mut files = self
+            .writer()
+            .files
+            .take()
+            .filter(|files| files.bundle.is_some() || files.crl.is_some());
         let mut signing = JoinSet::new();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -70,25 +74,39 @@ impl Identities {
         }
         let (wall, now) = (self.options.clock.now(), Instant::now());
         let entries = self.entries.load();
-        let mut due: Vec<(Need, &Arc<Entry>)> = entries
+        let mut due: Vec<(Need, u32, &Arc<Entry>)> = entries
             .values()
-            .filter_map(|entry| Some((entry.need(wall, now)?, entry)))
+            .filter_map(|entry| {
+                let need = entry.need(wall, now)?;
+                Some((need, entry.progress().failures, entry))
+            })
             .collect();
-        due.sort_by_key(|(need, _)| *need);
+        // Those that failed come after those that were not asked for yet, or a slow authority would be asked for a few only.
+        due.sort_by_key(|(need, failures, _)| (*need, *failures));
         due.into_iter()
             .take(most)
-            .map(|(_, entry)| entry.clone())
+            .map(|(_, _, entry)| entry.clone())
             .collect()
     }
 
     async fn renew(&self, entry: Arc<Entry>) {
         let guard = InFlight(&entry);
-        Self::count(&self.requests);
         let result = self.ask(&entry).await;
         let result = result.and_then(|(key, checked)| self.install(&entry, key, checked));
+        let now = self.options.clock.now();
+        {
+            let mut writer = self.writer();
+            writer.requests.count(&result);
+            match &result {
+                Ok(()) => {
+                    writer.last_signed = Some(now);
+                    writer.last_error = None;
+                }
+                Err(error) => writer.last_error = Some((now, error.clone())),
+            }
+        }
         if let Err(error) = result {
-            Self::count(&self.failures);
-            entry.failed(&error, &self.ca_name, self.options.clock.now());
+            entry.failed(&error, &self.ca_name, now);
         }
         drop(guard);
         self.arrivals.send_modify(|n| *n += 1);
@@ -173,7 +191,7 @@ impl Identities {
             progress.last_error = None;
         }
         entry.tls.store(Some(Arc::new(tls)));
-        tracing::info!(id = %entry.id, serial, ends = rfc3339(end), renewal = rfc3339(renew_at), "certificate signed");
+        tracing::info!(id = %entry.id, serial, ends = moment(end), renewal = moment(renew_at), "certificate signed");
         Ok(())
     }
 }
@@ -197,6 +215,7 @@ impl Entry {
     fn failed(&self, error: &CaError, ca: &str, at: std::time::SystemTime) {
         let mut progress = self.progress();
         progress.failures = progress.failures.saturating_add(1);
+        progress.failures_total += 1;
         let wait = rotation::backoff(progress.failures, rand::random());
         progress.retry_at = Some(Instant::now() + wait);
         progress.last_error = Some((at, error.clone()));

@@ -1,10 +1,13 @@
 //! What identities say of themselves.
 
+use std::time::SystemTime;
+
 use tokio::time::Instant;
 
 use super::{Entry, Identities};
 use crate::{
     identity::{
+        CaError,
         roots::{describe, fingerprint},
         status::{
             BundleStatus, CertificateDetails, CertificateStatus, ErrorStatus, IdentityStatus,
@@ -18,21 +21,8 @@ impl Identities {
     /// Everything, for the admin interface and the metrics. Certificates are ordered by identity.
     pub fn status(&self) -> IdentityStatus {
         let trust = self.trust.get();
-        let error = |error: &Option<(std::time::SystemTime, String)>| {
-            error.as_ref().map(|(at, message)| ErrorStatus {
-                message: message.clone(),
-                at_ms: ms(*at),
-            })
-        };
         let now = self.options.clock.now();
-        let (bundle_file, bundle_error, crl_error) = {
-            let writer = self.writer();
-            (
-                writer.bundle_file.clone(),
-                error(&writer.bundle_error),
-                error(&writer.crl_error),
-            )
-        };
+        let writer = self.writer();
         let revocation = self.options.crl.as_ref().map(|file| RevocationStatus {
             file: file.clone(),
             lists: trust
@@ -47,7 +37,9 @@ impl Identities {
                     overdue: list.next_update < now,
                 })
                 .collect(),
-            error: crl_error.or_else(|| {
+            loaded_ms: ms(writer.crl_loaded),
+            errors: writer.crl.errors,
+            error: error(writer.crl.error.as_ref()).or_else(|| {
                 trust.disowned_list().map(|issuer| ErrorStatus {
                     message: format!(
                         "the list of {issuer} is not signed by the root of that name, and has no effect"
@@ -72,10 +64,11 @@ impl Identities {
                 .map(ToString::to_string)
                 .collect(),
             certificates,
-            requests: self.requests.load(std::sync::atomic::Ordering::Relaxed),
-            failures: self.failures.load(std::sync::atomic::Ordering::Relaxed),
+            requests: writer.requests,
+            last_signed_ms: writer.last_signed.map(ms),
+            last_error: error(writer.last_error.as_ref()),
             bundle: BundleStatus {
-                file: bundle_file,
+                file: writer.bundle_file.clone(),
                 roots: trust
                     .roots
                     .certificates()
@@ -84,12 +77,15 @@ impl Identities {
                         let described = describe(root).ok()?;
                         Some(RootStatus {
                             subject: described.subject,
+                            serial: described.serial,
                             fingerprint: fingerprint(root),
+                            not_before_ms: ms(described.not_before),
                             not_after_ms: ms(described.not_after),
                         })
                     })
                     .collect(),
-                error: bundle_error,
+                errors: writer.bundle.errors,
+                error: error(writer.bundle.error.as_ref()),
             },
             revocation,
         }
@@ -117,10 +113,9 @@ impl Entry {
             usable: problem.is_none(),
             problem,
             failures: progress.failures,
-            last_error: progress.last_error.as_ref().map(|(at, error)| ErrorStatus {
-                message: error.to_string(),
-                at_ms: ms(*at),
-            }),
+            failures_total: progress.failures_total,
+            refused: matches!(progress.last_error, Some((_, CaError::Refused(_)))),
+            last_error: error(progress.last_error.as_ref()),
             retry_in_ms: progress
                 .retry_at
                 .filter(|_| progress.failures > 0)
@@ -130,4 +125,11 @@ impl Entry {
                 }),
         }
     }
+}
+
+fn error<E: ToString>(error: Option<&(SystemTime, E)>) -> Option<ErrorStatus> {
+    error.map(|(at, error)| ErrorStatus {
+        message: error.to_string(),
+        at_ms: ms(*at),
+    })
 }

@@ -2,14 +2,29 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     io::Cursor,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
-use rustls_pki_types::{CertificateDer, ServerName};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    SanType, SerialNumber,
+};
+use rustls::{
+    ClientConfig, ClientConnection, ConfigBuilder, DigitallySignedStruct, ServerConfig,
+    ServerConnection, SignatureScheme,
+    client::{
+        WantsClientCert,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::CryptoProvider,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::{task::JoinHandle, time::Instant};
 
 use super::super::*;
@@ -64,6 +79,20 @@ impl Node {
             .unwrap()
     }
 
+    /// Until its trust is not the one of `since` any more.
+    pub(super) async fn trust_after(&self, since: u64) -> u64 {
+        let mut trust = self.trust();
+        let changed = trust.wait_for(|now| *now != since);
+        *tokio::time::timeout(PATIENCE, changed)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    pub(super) fn trust_now(&self) -> u64 {
+        *self.trust().borrow()
+    }
+
     pub(super) fn of(&self, account: &str) -> Arc<TlsIdentity> {
         self.tls(&id(account)).unwrap()
     }
@@ -76,12 +105,15 @@ pub(super) fn only(account: &str) -> BTreeSet<SpiffeId> {
 /// A folder with an authority in it.
 pub(super) struct Authority {
     dir: tempfile::TempDir,
+    /// Of the root above an intermediate.
+    pub(super) above: Option<Keys>,
 }
 
 impl Authority {
     pub(super) fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
+            above: None,
         }
     }
 
@@ -195,6 +227,193 @@ fn feed(end: &mut End<'_>, wire: &[u8]) -> Result<(), rustls::Error> {
     Ok(())
 }
 
-pub(super) fn chain(connection: &Connection) -> Vec<CertificateDer<'static>> {
-    connection.peer_certificates().unwrap().to_vec()
+/// What is in a CA's folder, for tests to sign whatever they like with.
+pub(super) struct Keys {
+    pub(super) issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub(super) fn keys(&self) -> Keys {
+        let read = |name| fs::read_to_string(self.folder().join(name)).unwrap();
+        let key = KeyPair::from_pem(&read("key.pem")).unwrap();
+        Keys {
+            issuer: Issuer::from_ca_cert_pem(&read("chain.pem"), key).unwrap(),
+        }
+    }
+
+    pub(super) fn bundle(&self) -> String {
+        fs::read_to_string(self.folder().join("roots.pem")).unwrap()
+    }
+
+    /// An authority whose key is that of an intermediate, below a root whose key is elsewhere.
+    pub(super) fn intermediate() -> Self {
+        let mut authority = Self::new();
+        let root_key = KeyPair::generate().unwrap();
+        let root = ca_params("a root elsewhere")
+            .self_signed(&root_key)
+            .unwrap();
+        let issuer = Issuer::from_ca_cert_der(root.der(), root_key).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let middle = ca_params("an intermediate")
+            .signed_by(&key, &issuer)
+            .unwrap();
+        fs::create_dir(authority.folder()).unwrap();
+        authority.write("key.pem", &key.serialize_pem());
+        authority.write("chain.pem", &middle.pem());
+        authority.write("roots.pem", &root.pem());
+        for (path, mode) in [
+            (authority.folder(), 0o700),
+            (authority.folder().join("key.pem"), 0o600),
+        ] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        authority.above = Some(Keys { issuer });
+        authority
+    }
+
+    /// Replaces a file of the folder at once.
+    pub(super) fn write(&self, name: &str, contents: &str) {
+        replace(&self.folder().join(name), contents.as_bytes());
+    }
+}
+
+/// Replaces a file at once, as an operator's tools do.
+pub(super) fn replace(path: &Path, contents: &[u8]) {
+    let new = path.with_extension("new");
+    fs::write(&new, contents).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::rename(new, path).unwrap();
+}
+
+pub(super) fn ca_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+impl Keys {
+    /// A leaf with these names and uses.
+    pub(super) fn leaf(&self, names: Vec<SanType>, uses: Vec<ExtendedKeyUsagePurpose>) -> Rogue {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = names;
+        params.extended_key_usages = uses;
+        let key = KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        Rogue {
+            chain: vec![leaf.der().clone()],
+            key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        }
+    }
+
+    /// A revocation list, valid from a minute ago for a day.
+    pub(super) fn list(&self, serials: &[&str]) -> String {
+        self.list_until(serials, SystemTime::now() + Duration::from_secs(86_400))
+    }
+
+    pub(super) fn list_until(&self, serials: &[&str], next_update: SystemTime) -> String {
+        let revoked = |serial: &&str| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&unhex(serial)),
+            revocation_time: SystemTime::now().into(),
+            reason_code: Some(rcgen::RevocationReason::KeyCompromise),
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: (next_update - Duration::from_secs(86_460)).into(),
+            next_update: next_update.into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
+    }
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
+}
+
+/// A peer that is not one of ours: any certificate, and it accepts everybody.
+pub(super) struct Rogue {
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) key: PrivateKeyDer<'static>,
+}
+
+impl Rogue {
+    pub(super) fn client(self) -> Arc<ClientConfig> {
+        let mut config = rogue_client(provider())
+            .with_client_auth_cert(self.chain, self.key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Arc::new(config)
+    }
+
+    pub(super) fn server(self) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(self.chain, self.key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Arc::new(config)
+    }
+}
+
+pub(super) fn rogue_client(
+    provider: Arc<CryptoProvider>,
+) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Gullible))
+}
+
+/// Accepts every server.
+#[derive(Debug)]
+struct Gullible;
+
+impl ServerCertVerifier for Gullible {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        unreachable!()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
 }
