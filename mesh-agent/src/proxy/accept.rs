@@ -20,6 +20,7 @@ use super::{
     Shared, inbound, outbound,
     served::{Report, Served},
     socket::{Leg, canonical, reset_on_close},
+    tunnel,
 };
 use crate::{
     capture::sys::readable,
@@ -89,15 +90,10 @@ pub(super) fn start(
     listener.set_nonblocking(true)?;
     // Accepted sockets inherit these, which saves five system calls per connection.
     shared.options.keepalive.apply(&listener)?;
-    let direction = match role {
-        Role::Outbound => Direction::Outbound,
-        Role::Inbound | Role::Tunnel => Direction::Inbound,
-    };
     let accepting = Accepting {
         shared: Arc::clone(shared),
         served: Arc::clone(served),
         role,
-        direction,
     };
     let task = shared.workers.spawn(async move {
         // Registered here, since it belongs to the runtime that waits for it.
@@ -107,7 +103,7 @@ pub(super) fn start(
             Err(e) => Err(e),
         };
         if let Err(error) = result {
-            tracing::error!(workload = %name, ?direction, %error, "the accept loop ended");
+            tracing::error!(workload = %name, ?role, %error, "the accept loop ended");
         }
     });
     served.add_accept_loop(task);
@@ -118,7 +114,6 @@ struct Accepting {
     shared: Arc<Shared>,
     served: Arc<Served>,
     role: Role,
-    direction: Direction,
 }
 
 impl Accepting {
@@ -163,31 +158,38 @@ impl Accepting {
     }
 
     fn serve(&self, accepted: Accepted) {
-        if self.role == Role::Tunnel {
-            // Nothing serves tunnels yet.
-            return reset_on_close(&accepted.socket);
-        }
         if !self.shared.limits.admit(&self.served.share) {
             return self.refuse(&accepted, Reason::AgentLimit);
         }
         let (shared, served) = (Arc::clone(&self.shared), Arc::clone(&self.served));
-        match self.direction {
-            Direction::Outbound => {
+        match self.role {
+            Role::Outbound => {
                 self.served
                     .spawn(&self.shared, |_| outbound::serve(shared, served, accepted));
             }
-            Direction::Inbound => {
+            Role::Inbound => {
                 self.served.spawn(&self.shared, |id| {
                     inbound::serve(shared, served, accepted, id)
                 });
             }
+            Role::Tunnel => {
+                self.served
+                    .spawn(&self.shared, |_| tunnel::serve(shared, served, accepted));
+            }
+        }
+    }
+
+    fn direction(&self) -> Direction {
+        match self.role {
+            Role::Outbound => Direction::Outbound,
+            Role::Inbound | Role::Tunnel => Direction::Inbound,
         }
     }
 
     /// Resets the connection, and reports it.
     fn refuse(&self, accepted: &Accepted, reason: Reason) {
         reset_on_close(&accepted.socket);
-        let (destination, app_cookie) = match self.direction {
+        let (destination, app_cookie) = match self.direction() {
             Direction::Outbound => match self.served.pod.original_dst(accepted.socket.as_fd()) {
                 Ok(Some(found)) => found,
                 _ => (local_address(&accepted.socket), 0),
@@ -200,7 +202,7 @@ impl Accepting {
         let meta = meta(
             &self.shared,
             &self.served,
-            self.direction,
+            self.direction(),
             accepted.peer,
             destination,
             None,

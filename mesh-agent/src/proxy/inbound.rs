@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use http::StatusCode;
 use mesh_common::Direction;
 use rustix::{io::Errno, net::sockopt::socket_cookie};
 use tokio::{
@@ -21,7 +22,7 @@ use super::{
     connect::{self, Connected},
     served::{ConnectionId, Report, Served},
     socket::Leg,
-    tcp,
+    tcp, tunnel,
 };
 use crate::{capture::sys::tcp::bind_address_no_port, telemetry::Reason};
 
@@ -61,6 +62,46 @@ pub(super) async fn serve(
     match connected {
         Ok(connected) => tcp::run(client, connected, &shared, report).await,
         Err(reason) => report.finish(reason),
+    }
+}
+
+/// Serves one stream of a tunnel to its end.
+pub(super) async fn serve_stream(
+    shared: Arc<Shared>,
+    served: Arc<Served>,
+    mut incoming: tunnel::Incoming,
+    id: ConnectionId,
+) {
+    let client = incoming.client();
+    let source = incoming.peer.identity.id.clone();
+    let destination = incoming.destination();
+    let shown = destination.unwrap_or(incoming.peer.dialled);
+    let meta = meta(&shared, &served, Direction::Inbound, client, shown, None, 0);
+    let mut report = Report::new(shared.telemetry.open(meta), Arc::clone(&served));
+    let admission = Arc::new(Admission::new(Some(source), client.ip(), shown));
+    served.register(id, Arc::clone(&admission));
+    report.set_admission(admission);
+    if let Err(status) = destination {
+        incoming.refuse(status);
+        return report.finish(Reason::TunnelProtocol);
+    }
+    let connected = Box::pin(async {
+        tokio::select! {
+            biased;
+            connected = connect(&shared, &served, shown, client, &report) => connected,
+            () = incoming.given_up() => Err(Reason::ClientReset),
+        }
+    })
+    .await;
+    match connected {
+        Ok(connected) => match incoming.accept("") {
+            Some(stream) => tunnel::run_accepted(stream, connected.leg, &shared, report).await,
+            None => report.finish(Reason::ClientReset),
+        },
+        Err(reason) => {
+            incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            report.finish(reason);
+        }
     }
 }
 

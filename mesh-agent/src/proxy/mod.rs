@@ -15,6 +15,7 @@ mod pipes;
 mod served;
 mod socket;
 mod tcp;
+pub mod tunnel;
 mod workers;
 
 #[cfg(test)]
@@ -32,11 +33,15 @@ use std::{
 use futures::future::{BoxFuture, join_all};
 use mesh_common::Role;
 
-use self::{accept::Reserve, copy::CopyShared, limits::Limits, served::Served, workers::Workers};
+use self::{
+    accept::Reserve, copy::CopyShared, limits::Limits, served::Served, tunnel::Tunnels,
+    workers::Workers,
+};
 pub use self::{
     copy::CopyOptions,
     limits::{Capacity, raise_nofile},
     socket::Keepalive,
+    tunnel::{Credentials, TunnelOptions},
     workers::{EVENT_INTERVAL, WorkerMode},
 };
 use crate::{
@@ -83,6 +88,7 @@ pub struct ProxyOptions {
     pub workers: WorkerMode,
     pub copy: CopyOptions,
     pub keepalive: Keepalive,
+    pub tunnel: TunnelOptions,
     /// Connections and pipes at once.
     pub capacity: Capacity,
     /// All attempts to connect together, where no TrafficPolicy says otherwise.
@@ -98,6 +104,7 @@ impl ProxyOptions {
             workers: WorkerMode::default(),
             copy: CopyOptions::default(),
             keepalive: Keepalive::default(),
+            tunnel: TunnelOptions::default(),
             capacity: Capacity::of(nofile),
             connect_timeout: Duration::from_secs(10),
             attempt_timeout: Duration::from_millis(2500),
@@ -127,6 +134,7 @@ struct Shared {
     options: ProxyOptions,
     copy: CopyShared,
     limits: Arc<Limits>,
+    tunnels: Arc<Tunnels>,
     workers: Workers,
     reserve: Reserve,
 }
@@ -149,21 +157,40 @@ pub struct WorkloadStatus {
 }
 
 impl Proxy {
-    /// Must be called in a tokio runtime; with [`WorkerMode::Shared`] the connections run there.
+    /// A proxy without identities: it makes and takes no tunnel.
     ///
     /// # Errors
-    /// No threads or descriptors for the workers.
+    /// As [`Self::with_credentials`].
     pub fn new(
         catalog: Arc<Catalog>,
         telemetry: Arc<Telemetry>,
         options: ProxyOptions,
     ) -> io::Result<Arc<Self>> {
+        Self::with_credentials(catalog, telemetry, Arc::new(tunnel::NoCredentials), options)
+    }
+
+    /// Must be called in a tokio runtime; with [`WorkerMode::Shared`] the connections run there.
+    ///
+    /// # Errors
+    /// No threads or descriptors for the workers.
+    pub fn with_credentials(
+        catalog: Arc<Catalog>,
+        telemetry: Arc<Telemetry>,
+        credentials: Arc<dyn Credentials>,
+        options: ProxyOptions,
+    ) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
                 catalog,
-                telemetry,
                 copy: CopyShared::new(options.copy, options.capacity.pipes),
                 limits: Limits::new(options.capacity.connections),
+                tunnels: Tunnels::new(
+                    credentials,
+                    Arc::clone(&telemetry),
+                    options.tunnel,
+                    options.keepalive,
+                ),
+                telemetry,
                 workers: Workers::new(options.workers)?,
                 reserve: Reserve::new()?,
                 options,
@@ -205,6 +232,9 @@ impl Proxy {
             same.cloned().collect()
         };
         join_all(all.iter().map(|s| s.stop(grace, Reason::WorkloadGone))).await;
+        if !self.lock().serving.contains_key(&cookie) {
+            self.shared.tunnels.release(cookie);
+        }
         self.lock()
             .stopping
             .retain(|s| !all.iter().any(|ended| Arc::ptr_eq(s, ended)));

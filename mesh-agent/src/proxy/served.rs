@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     task::{AbortHandle, JoinHandle},
     time::timeout_at,
 };
@@ -29,6 +29,8 @@ pub(super) struct Served {
     tasks: Mutex<Tasks>,
     /// Signalled when the last connection has ended.
     idle: Notify,
+    /// True when no more connections are taken.
+    draining: watch::Sender<bool>,
     /// Reason of the connections that are cut from now on.
     cut: OnceLock<Reason>,
     started: Instant,
@@ -68,6 +70,7 @@ impl Served {
             share: Share::default(),
             tasks: Mutex::default(),
             idle: Notify::new(),
+            draining: watch::Sender::new(false),
             cut: OnceLock::new(),
             started: Instant::now(),
             last_accept: AtomicU64::new(0),
@@ -160,8 +163,14 @@ impl Served {
         losers.len()
     }
 
+    /// Becomes true when the workload takes no more connections: for tunnels, which have to be told to end.
+    pub(super) fn draining(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
+    }
+
     /// Stops accepting, waits for the connections, cuts those that are left after `grace`.
     pub(super) async fn stop(&self, grace: Duration, cut: Reason) {
+        self.draining.send_replace(true);
         let accepting = std::mem::take(&mut self.lock().accepting);
         for task in &accepting {
             task.abort();

@@ -4,6 +4,7 @@ mod candidates;
 mod connecting;
 mod life;
 mod relay;
+mod tunnel;
 
 use std::{
     collections::HashMap,

@@ -161,7 +161,7 @@ async fn writing_to_a_closed_peer_resets() {
 }
 
 /// Writes until nothing is taken any more, and returns how much was.
-async fn fill(client: &TcpStream) -> usize {
+pub(super) async fn fill(client: &TcpStream) -> usize {
     let chunk = vec![7; 256 * 1024];
     let mut sent = 0;
     loop {
@@ -224,7 +224,11 @@ impl Pattern {
     }
 }
 
-async fn send_pattern(stream: &mut (impl AsyncWriteExt + Unpin), seed: u64, total: usize) {
+pub(super) async fn send_pattern(
+    stream: &mut (impl AsyncWriteExt + Unpin),
+    seed: u64,
+    total: usize,
+) {
     let mut pattern = Pattern(seed);
     let mut block = vec![0; 256 * 1024];
     for _ in 0..total / block.len() {
@@ -234,7 +238,11 @@ async fn send_pattern(stream: &mut (impl AsyncWriteExt + Unpin), seed: u64, tota
     stream.shutdown().await.unwrap();
 }
 
-async fn check_pattern(stream: &mut (impl AsyncReadExt + Unpin), seed: u64, total: usize) {
+pub(super) async fn check_pattern(
+    stream: &mut (impl AsyncReadExt + Unpin),
+    seed: u64,
+    total: usize,
+) {
     let mut pattern = Pattern(seed);
     let (mut expected, mut block) = (vec![0; 256 * 1024], vec![0; 256 * 1024]);
     for i in 0..total / block.len() {

@@ -53,10 +53,7 @@ impl Forwarded {
             } else if name.trim().eq_ignore_ascii_case("host") && found.host.is_none() {
                 found.host = (!item.is_empty() && item.len() <= MAX_ITEM).then_some(item);
             }
-            match after
-                .trim_start_matches([' ', '\t'])
-                .strip_prefix(';')
-            {
+            match after.trim_start_matches([' ', '\t']).strip_prefix(';') {
                 Some(next) => rest = next,
                 // The end, or the next element, which is of a proxy further away.
                 None => return found,
@@ -68,7 +65,8 @@ impl Forwarded {
     pub fn format(client: SocketAddr, host: Option<&str>) -> String {
         // Both kinds of addresses need the quotes, for the colon.
         let mut value = format!("for=\"{client}\"");
-        if let Some(host) = host.filter(|h| !h.is_empty() && h.bytes().all(|b| b.is_ascii_graphic()))
+        if let Some(host) =
+            host.filter(|h| !h.is_empty() && h.bytes().all(|b| b.is_ascii_graphic()))
         {
             value.push_str(";host=");
             if host.bytes().all(is_token) {
@@ -97,9 +95,7 @@ fn node(item: &str) -> Option<SocketAddr> {
 /// A value up to its end, and what follows.
 fn token_or_quoted(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
-        let end = text
-            .find([';', ',', ' ', '\t', '"'])
-            .unwrap_or(text.len());
+        let end = text.find([';', ',', ' ', '\t', '"']).unwrap_or(text.len());
         let (item, rest) = text.split_at(end);
         return Some((item.to_owned(), rest));
     };
@@ -178,7 +174,8 @@ impl Baggage {
             value.push('=');
             for b in item.bytes() {
                 // baggage-octet, without the percent sign.
-                if matches!(b, b'!' | b'#'..=b'$' | b'&'..=b'+' | b'-'..=b':' | b'<'..=b'[' | b']'..=b'~') {
+                if matches!(b, b'!' | b'#'..=b'$' | b'&'..=b'+' | b'-'..=b':' | b'<'..=b'[' | b']'..=b'~')
+                {
                     value.push(char::from(b));
                 } else {
                     let _ = write!(value, "%{b:02X}");
@@ -241,7 +238,10 @@ impl TraceParent {
     }
 
     pub fn format(self) -> String {
-        format!("00-{:032x}-{:016x}-{:02x}", self.trace, self.parent, self.flags)
+        format!(
+            "00-{:032x}-{:016x}-{:02x}",
+            self.trace, self.parent, self.flags
+        )
     }
 }
 
@@ -304,10 +304,22 @@ mod tests {
         let client = |text: &str| Some(text.parse().unwrap());
         for (value, expected, host) in [
             ("for=\"10.0.0.1:1234\"", client("10.0.0.1:1234"), None),
-            ("For=\"[2001:db8::1]:80\"; Host=web.shop", client("[2001:db8::1]:80"), Some("web.shop")),
-            ("host=\"a;b\";for=\"10.0.0.1:1\"", client("10.0.0.1:1"), Some("a;b")),
+            (
+                "For=\"[2001:db8::1]:80\"; Host=web.shop",
+                client("[2001:db8::1]:80"),
+                Some("web.shop"),
+            ),
+            (
+                "host=\"a;b\";for=\"10.0.0.1:1\"",
+                client("10.0.0.1:1"),
+                Some("a;b"),
+            ),
             ("by=x;for=10.0.0.1:5;proto=http", client("10.0.0.1:5"), None),
-            ("for=\"10.0.0.1:1\", for=\"10.0.0.2:2\"", client("10.0.0.1:1"), None),
+            (
+                "for=\"10.0.0.1:1\", for=\"10.0.0.2:2\"",
+                client("10.0.0.1:1"),
+                None,
+            ),
             ("for=\"\\10.0.0.1:1\"", client("10.0.0.1:1"), None),
             ("for=\"[::ffff:10.0.0.1]:1\"", client("10.0.0.1:1"), None),
             ("for=unknown", None, None),
@@ -331,7 +343,10 @@ mod tests {
             format("[fd00::1]:5", Some("web.shop.svc.cluster.local")),
             "for=\"[fd00::1]:5\";host=web.shop.svc.cluster.local"
         );
-        assert_eq!(format("10.0.0.1:5", Some("web:80")), "for=\"10.0.0.1:5\";host=\"web:80\"");
+        assert_eq!(
+            format("10.0.0.1:5", Some("web:80")),
+            "for=\"10.0.0.1:5\";host=\"web:80\""
+        );
     }
 
     #[test]
@@ -361,7 +376,11 @@ mod tests {
         assert_eq!(Baggage::parse(b"service.name=%"), Baggage::default());
         assert_eq!(Baggage::parse(b"service.name=a%0Ab"), Baggage::default());
         assert_eq!(
-            Baggage::format(&[("k8s.namespace.name", "shop"), ("cloud.region", ""), ("service.name", "a,b;c=%")]),
+            Baggage::format(&[
+                ("k8s.namespace.name", "shop"),
+                ("cloud.region", ""),
+                ("service.name", "a,b;c=%")
+            ]),
             "k8s.namespace.name=shop,service.name=a%2Cb%3Bc=%25"
         );
     }

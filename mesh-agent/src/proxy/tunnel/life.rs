@@ -1,0 +1,171 @@
+//! What keeps and ends a tunnel, at either side: windows by the number of streams, PING, trust.
+
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use h2::{Ping, PingPong};
+use rustls_pki_types::CertificateDer;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::{Credentials, TunnelOptions};
+use crate::identity::{PeerRefused, Role, Standing};
+
+/// Receive window of a tunnel as a whole. It is only a permission: what a stream may hold back is bounded by its own
+/// window, so this one is large enough that no number of stalled streams can use it up.
+pub(super) const TUNNEL_WINDOW: u32 = 1 << 30;
+/// Largest frame that is taken.
+pub(super) const MAX_FRAME: u32 = 1 << 20;
+/// Bytes of one stream that wait to be sent, at most.
+pub(super) const SEND_BUFFER: usize = 512 * 1024;
+/// What small frames that nobody reads may cost (see h2's `data_frame_budget`).
+pub(super) const SMALL_FRAMES: usize = 64 << 20;
+
+/// Receive window of a stream while its tunnel has few, and what they share when it has many; the least one.
+const STREAM_WINDOW: u32 = 4 << 20;
+const ALL_STREAMS: u32 = 16 << 20;
+const LEAST_WINDOW: u32 = 64 << 10;
+/// What the streams of all tunnels of the process share.
+const WHOLE_PROCESS: usize = 256 << 20;
+
+/// Streams of the whole process.
+static STREAMS: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts one stream for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Counted(());
+
+impl Counted {
+    pub(super) fn new() -> Self {
+        STREAMS.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        STREAMS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Window of each stream, for so many of them on the tunnel and so many in the process.
+fn window_of(streams: usize, all: usize) -> u32 {
+    let own = ALL_STREAMS / streams.next_power_of_two().min(1 << 20) as u32;
+    let of_all = (WHOLE_PROCESS / all.max(1).next_power_of_two()) as u32;
+    own.min(of_all).clamp(LEAST_WINDOW, STREAM_WINDOW)
+}
+
+/// The windows of the streams of one tunnel.
+#[derive(Debug)]
+pub(super) struct Windows {
+    announced: u32,
+}
+
+impl Windows {
+    pub(super) fn initial() -> u32 {
+        window_of(1, STREAMS.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn new(announced: u32) -> Self {
+        Self { announced }
+    }
+
+    /// Announces other windows if the number of streams asks for it. `set` fails while an earlier announcement is not
+    /// acknowledged; the next call tries again.
+    pub(super) fn adjust(
+        &mut self,
+        streams: usize,
+        set: impl FnOnce(u32) -> Result<(), h2::Error>,
+    ) {
+        let window = window_of(streams, STREAMS.load(Ordering::Relaxed));
+        // Down at once; up only when it is worth it, not with each stream that comes and goes.
+        let wanted = window < self.announced || window / 4 >= self.announced;
+        if wanted && set(window).is_ok() {
+            self.announced = window;
+        }
+    }
+
+    /// Whether so many streams want other windows than there are.
+    pub(super) fn is_crowded(streams: usize) -> bool {
+        streams.is_power_of_two()
+    }
+}
+
+/// Asks the peer whether it is there; resolves when it is not.
+pub(super) async fn beat(ping: Option<PingPong>, options: &TunnelOptions) {
+    let Some(mut ping) = ping else {
+        return std::future::pending().await;
+    };
+    let mut next = Instant::now() + options.ping_interval;
+    loop {
+        sleep_until(next).await;
+        next = Instant::now() + options.ping_interval;
+        if ping.send_ping(Ping::opaque()).is_err() {
+            // The connection is over, which its driver learns.
+            return std::future::pending().await;
+        }
+        let late = Instant::now() + options.ping_timeout;
+        let pong = pin!(poll_fn(|cx| ping.poll_pong(cx)));
+        match timeout_at(late, pong).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
+        }
+    }
+}
+
+/// Resolves when all that a tunnel carries has to end. `retire` is called when it only gets nothing new. `role` is the
+/// peer's.
+pub(super) async fn distrust(
+    credentials: &dyn Credentials,
+    chain: &[CertificateDer<'static>],
+    role: Role,
+    retire: impl Fn(&PeerRefused),
+) -> PeerRefused {
+    let mut trust = credentials.trust();
+    loop {
+        match credentials.standing(chain, role) {
+            Standing::Good => {}
+            Standing::Drain(refused) => retire(&refused),
+            Standing::Close(refused) => return refused,
+        }
+        if trust.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// How often a tunnel looks after itself.
+pub(super) fn tick(options: &TunnelOptions) -> tokio::time::Interval {
+    let every =
+        (options.idle_timeout / 4).clamp(Duration::from_millis(10), Duration::from_secs(10));
+    let mut tick = tokio::time::interval_at(Instant::now() + every, every);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tick
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_shrink_with_streams() {
+        assert_eq!(window_of(0, 0), 4 << 20);
+        assert_eq!(window_of(1, 1), 4 << 20);
+        assert_eq!(window_of(5, 5), 2 << 20);
+        assert_eq!(window_of(100, 100), 128 << 10);
+        assert_eq!(window_of(1, 1000), 256 << 10);
+        assert_eq!(window_of(usize::MAX / 4, 0), 64 << 10);
+        assert_eq!(window_of(1, 1 << 40), 64 << 10);
+    }
+
+    /// However many streams stall, in whatever order they came, the tunnel's own window is not used up.
+    #[test]
+    fn stalled_streams_leave_the_tunnels_window() {
+        let worst: u64 = (1..=200).map(|n| u64::from(window_of(n, n))).sum();
+        assert!(worst < u64::from(TUNNEL_WINDOW) / 4, "{worst}");
+    }
+}
