@@ -77,7 +77,9 @@ pub struct ConnRecord {
     pub path: u8,
     /// [`KernelClose`].
     pub close_reason: u8,
-    pub pad: [u8; 4],
+    /// 1: carried with mutual TLS, as the agent says; 0: not, or not known.
+    pub security: u8,
+    pub pad: [u8; 3],
 }
 
 const _: () = assert!(size_of::<ConnRecord>() == 8 + 3 * 24 + 5 * 8 + 16);

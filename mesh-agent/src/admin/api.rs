@@ -11,7 +11,7 @@ pub use explain::{
     Candidate, Considered, ExplainQuery, Explanation, Mtls, Party, Transport, Verdict,
 };
 pub use identity::{
-    CaState, Certificate, Certificates, IdentitySummary, RevocationList, TrustRoot,
+    CaState, Certificate, Certificates, IdentitySummary, RevocationList, TrustBundle, TrustRoot,
 };
 pub use policies::Policy;
 

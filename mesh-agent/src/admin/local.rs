@@ -89,7 +89,13 @@ fn read(path: &str, text: &str, state: &AdminState) -> Answer {
             }
             Err(error) => http::refuse(StatusCode::BAD_REQUEST, &error),
         },
-        "/v1/certs" => http::json(&state.agent.certificates()),
+        "/v1/certs" => {
+            let mut certs = state.agent.certificates();
+            certs
+                .identities
+                .retain(|c| in_namespace(text, c.namespace_and_account()));
+            http::json(&certs)
+        }
         "/v1/policies" => {
             let mut rows = state.agent.policies();
             rows.retain(|p| in_namespace(text, &p.name));

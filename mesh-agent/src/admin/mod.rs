@@ -18,6 +18,7 @@ use std::{fmt, io, path::PathBuf, sync::Arc};
 
 pub use bundle::redact;
 pub use filter::ConnectionFilter;
+pub(crate) use filter::named;
 use futures::future::BoxFuture;
 pub use local::serve as serve_local;
 pub use public::serve as serve_public;

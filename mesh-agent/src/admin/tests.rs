@@ -24,6 +24,8 @@ use crate::{
 
 struct View {
     enrolled: bool,
+    /// State of one of the certificates.
+    certificate: &'static str,
 }
 
 impl AgentView for View {
@@ -58,6 +60,39 @@ impl AgentView for View {
     fn services(&self) -> Vec<api::Service> {
         Vec::new()
     }
+    fn certificates(&self) -> api::Certificates {
+        let identity = |account: &str, state: &str| api::Certificate {
+            identity: format!("spiffe://cluster.local/ns/shop/sa/{account}"),
+            state: state.into(),
+            not_after_unix_ms: Some(1_000),
+            ..api::Certificate::default()
+        };
+        api::Certificates {
+            ca: api::CaState {
+                name: "built-in".into(),
+                ..api::CaState::default()
+            },
+            identities: vec![identity("web", "valid"), identity("bad", self.certificate)],
+            ..api::Certificates::default()
+        }
+    }
+    fn policies(&self) -> Vec<api::Policy> {
+        ["shop/web-clients", "bank/tellers"]
+            .map(|name| api::Policy {
+                name: name.into(),
+                ..api::Policy::default()
+            })
+            .to_vec()
+    }
+    fn explain(&self, query: &api::ExplainQuery) -> Result<api::Explanation, String> {
+        if query.source != "shop/client" {
+            return Err(format!("no workload {}", query.source));
+        }
+        Ok(api::Explanation {
+            service: Some(query.destination.clone()),
+            ..api::Explanation::default()
+        })
+    }
     fn config(&self) -> serde_json::Value {
         serde_json::json!({"services": [], "token": "t0p"})
     }
@@ -71,7 +106,10 @@ fn state(enrolled: bool) -> AdminState {
         node: "n1".into(),
         telemetry: Telemetry::new(TelemetryOptions::default()),
         log: LogControl::detached("info"),
-        agent: Arc::new(View { enrolled }),
+        agent: Arc::new(View {
+            enrolled,
+            certificate: "valid",
+        }),
     }
 }
 
@@ -211,6 +249,39 @@ async fn every_path_answers() {
         error.to_string().contains("port must be a number"),
         "{error}"
     );
+    let certs: api::Certificates = client.get("/v1/certs").await.unwrap();
+    assert_eq!(certs.identities.len(), 2);
+    let certs: api::Certificates = client.get("/v1/certs?namespace=bank").await.unwrap();
+    assert!(certs.identities.is_empty());
+    assert_eq!(status.identity.certificates, 2);
+    assert_eq!(status.identity.soonest_expiry_unix_ms, Some(1_000));
+    let policies: Vec<api::Policy> = client.get("/v1/policies?namespace=bank").await.unwrap();
+    assert_eq!(policies.len(), 1);
+    let query = |source: &str| api::ExplainQuery {
+        source: source.into(),
+        destination: "web.shop:80&x=[::1]".into(),
+        namespace: None,
+    };
+    let explain = |source: &str| {
+        let (client, path) = (client.clone(), query(source).to_query());
+        async move {
+            client
+                .get::<api::Explanation>(&format!("/v1/explain{path}"))
+                .await
+        }
+    };
+    let explanation = explain("shop/client").await.unwrap();
+    assert_eq!(explanation.service.as_deref(), Some("web.shop:80&x=[::1]"));
+    let error = explain("shop/nobody").await.unwrap_err();
+    assert_eq!(error.to_string(), "no workload shop/nobody");
+    let error = client
+        .get::<api::Explanation>("/v1/explain?source=a")
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("source and destination"),
+        "{error}"
+    );
     let released: api::Released = client.post("/v1/release").await.unwrap();
     assert_eq!(released.removed, ["link connect4"]);
     open.finish(Reason::Completed);
@@ -324,4 +395,54 @@ async fn prometheus_and_the_kubelet_are_served() {
         assert!(head.starts_with("http/1.1 200") && body.is_empty());
         task.abort();
     }
+}
+
+#[test]
+fn readiness_waits_for_certificates_but_not_for_one_that_is_refused() {
+    for (certificate, ready) in [
+        ("valid", true),
+        ("refused", true),
+        ("missing", false),
+        ("expired", false),
+    ] {
+        let state = AdminState {
+            agent: Arc::new(View {
+                enrolled: true,
+                certificate,
+            }),
+            ..state(true)
+        };
+        let (is_ready, conditions) = state.readiness();
+        assert_eq!(is_ready, ready, "{certificate}: {conditions:#?}");
+        let detail = &conditions.last().unwrap().detail;
+        assert_eq!(detail.contains("/sa/bad is"), certificate != "valid");
+    }
+}
+
+#[test]
+fn an_authority_that_refuses_everything_is_not_ready_and_a_node_without_identities_is() {
+    let certs = |states: &[&str]| api::Certificates {
+        ca: api::CaState {
+            name: "built-in".into(),
+            ..api::CaState::default()
+        },
+        identities: states
+            .iter()
+            .map(|state| api::Certificate {
+                state: (*state).into(),
+                ..api::Certificate::default()
+            })
+            .collect(),
+        ..api::Certificates::default()
+    };
+    let ok = |states| certs(states).condition().map(|c| c.ok);
+    assert_eq!(ok(&["refused", "refused"]), Some(false));
+    assert_eq!(ok(&[]), Some(true));
+    assert_eq!(api::Certificates::default().condition(), None);
+    let many = certs(&["missing"; 7]).condition().unwrap();
+    assert!(
+        many.detail.contains("`mesh-agent certs`"),
+        "{}",
+        many.detail
+    );
 }

@@ -111,7 +111,9 @@ pub(super) fn table(rows: &[Connection], wide: bool, rates: Option<&[Rate]>) -> 
         .text("ENDPOINT")
         .spare(2)
         .text("PATH")
-        .spare(4);
+        .spare(4)
+        .text("SECURITY")
+        .spare(5);
     table = if closed {
         table.text("REASON")
     } else {
@@ -128,6 +130,8 @@ pub(super) fn table(rows: &[Connection], wide: bool, rates: Option<&[Rate]>) -> 
             .text("SOURCE")
             .text("DIALLED")
             .text("UPSTREAM")
+            .text("SOURCE PRINCIPAL")
+            .text("DESTINATION PRINCIPAL")
             .text("FLAGS")
             .number("COOKIE");
     }
@@ -152,6 +156,14 @@ fn row(c: &Connection, wide: bool, closed: bool, rate: Option<Rate>) -> Vec<Cell
         Cell::tinted(
             c.path.as_str(),
             (c.path != "proxied").then_some(Tint::Faint),
+        ),
+        Cell::tinted(
+            if c.security.is_empty() {
+                "-"
+            } else {
+                &c.security
+            },
+            (c.security == security::MUTUAL_TLS).then_some(Tint::Good),
         ),
     ];
     cells.push(if closed {
@@ -178,6 +190,8 @@ fn row(c: &Connection, wide: bool, closed: bool, rate: Option<Rate>) -> Vec<Cell
             c.source.as_str().into(),
             c.original_dst.as_str().into(),
             dash(c.upstream.as_deref()),
+            dash(c.source_principal.as_deref()),
+            dash(c.destination_principal.as_deref()),
             dash(c.response_flags.as_deref()),
             c.app_cookie.to_string().into(),
         ]);

@@ -1,12 +1,15 @@
 //! The command line: one file a subcommand. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent reachable.
 
+mod certs;
 mod check;
 mod completions;
 mod config;
 mod connections;
+mod explain;
 mod failure;
 mod log_level;
 mod output;
+mod policies;
 mod reach;
 mod release;
 mod run;
@@ -82,6 +85,12 @@ enum Command {
     Workloads,
     /// Lists services and (-o wide) their endpoints
     Services,
+    /// Lists the identities of this node with their certificates, and whom it trusts
+    Certs,
+    /// Lists authorization policies: what applies to whom, in effect or dry run
+    Policies(policies::Policies),
+    /// Says what would happen to a connection, and why
+    Explain(explain::Explain),
     /// Lists connections, open or closed
     Connections(connections::Connections),
     /// Checks a configuration directory, or shows the configuration in effect
@@ -138,6 +147,9 @@ async fn ask(command: Command, global: &Global, screen: &Screen) -> Result<ExitC
         Command::Status => status::execute(global, screen).await,
         Command::Workloads => workloads::execute(global, screen).await,
         Command::Services => services::execute(global, screen).await,
+        Command::Certs => certs::execute(global, screen).await,
+        Command::Policies(policies) => policies.execute(global, screen).await,
+        Command::Explain(explain) => explain.execute(global, screen).await,
         Command::Connections(connections) => connections.execute(global, screen).await,
         Command::Config(_) => config::dump(global, screen).await,
         Command::LogLevel(level) => level.execute(global, screen).await,

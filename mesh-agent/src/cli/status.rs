@@ -10,7 +10,7 @@ use super::{
     table::Tint,
     units,
 };
-use crate::admin::api::Status;
+use crate::admin::api::{IdentitySummary, Status};
 
 /// A map fuller than this is pointed at.
 const FULL: f64 = 0.8;
@@ -19,12 +19,17 @@ pub(super) async fn execute(global: &Global, screen: &Screen) -> Result<ExitCode
     let status: Status = reach::client(global)?.get("/v1/status").await?;
     match global.output {
         Format::Json | Format::Yaml => screen.serialized(global.output, &status)?,
-        format => screen.print(&render(&status, format == Format::Wide, screen.colour))?,
+        format => screen.print(&render(
+            &status,
+            format == Format::Wide,
+            units::now_ms(),
+            screen.colour,
+        ))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn render(s: &Status, wide: bool, colour: bool) -> String {
+pub(super) fn render(s: &Status, wide: bool, now_ms: u64, colour: bool) -> String {
     let mut out = String::new();
     let mut line = |key: &str, value: String| {
         // Writing to a String does not fail.
@@ -100,6 +105,16 @@ pub(super) fn render(s: &Status, wide: bool, colour: bool) -> String {
             s.connections.closed_kept
         ),
     );
+    if s.unmeshed_forbidden > 0 {
+        let text = format!(
+            "{} older than the enrolment, forbidden by policy, could not be closed (connections, path unmeshed)",
+            s.unmeshed_forbidden
+        );
+        line("", Tint::Bad.paint(&text, colour));
+    }
+    if !s.identity.ca.name.is_empty() {
+        identity(&mut line, &s.identity, now_ms, colour);
+    }
     let number = |n: Option<u64>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
     line(
         "process",
@@ -139,4 +154,36 @@ pub(super) fn render(s: &Status, wide: bool, colour: bool) -> String {
         line("warning", Tint::Warn.paint(warning, colour));
     }
     out
+}
+
+fn identity(
+    line: &mut impl FnMut(&str, String),
+    identity: &IdentitySummary,
+    now_ms: u64,
+    colour: bool,
+) {
+    let (all, valid) = (identity.certificates, identity.valid);
+    let soonest = match (&identity.soonest_identity, identity.soonest_expiry_unix_ms) {
+        (Some(id), Some(at)) => format!(
+            "; the first to end is {id}, {}",
+            units::relative(at, now_ms)
+        ),
+        _ => String::new(),
+    };
+    let text = format!("{valid} of {all} valid{soonest}");
+    let text = if valid < all {
+        Tint::Bad.paint(&text, colour)
+    } else {
+        text
+    };
+    line("certificates", text);
+    let ca = &identity.ca;
+    let signed = ca.last_signed_unix_ms.map_or_else(
+        || "has not signed yet".to_owned(),
+        |at| format!("signed {}", units::relative(at, now_ms)),
+    );
+    line("", format!("authority {}: {signed}", ca.name));
+    if let Some(error) = &ca.last_error {
+        line("", Tint::Bad.paint(error, colour));
+    }
 }

@@ -52,6 +52,42 @@ pub(super) fn since(unix_ms: u64) -> Duration {
     now.saturating_sub(Duration::from_millis(unix_ms))
 }
 
+/// Milliseconds since the epoch.
+pub(super) fn now_ms() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A moment as seen from another, both milliseconds since the epoch: `in 3h5m`, `2d4h ago`.
+pub(super) fn relative(at_ms: u64, now_ms: u64) -> String {
+    if at_ms >= now_ms {
+        format!("in {}", age(Duration::from_millis(at_ms - now_ms)))
+    } else {
+        format!("{} ago", age(Duration::from_millis(now_ms - at_ms)))
+    }
+}
+
+/// `2026-08-01T12:00:00Z`, of milliseconds since the epoch.
+pub(super) fn rfc3339(at_ms: u64) -> String {
+    let seconds = i64::try_from(at_ms / 1000).unwrap_or(i64::MAX);
+    time::OffsetDateTime::from_unix_timestamp(seconds).map_or_else(
+        |_| format!("{seconds}s"),
+        |t| {
+            format!(
+                "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+                t.year(),
+                u8::from(t.month()),
+                t.day(),
+                t.hour(),
+                t.minute(),
+                t.second()
+            )
+        },
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -77,6 +113,10 @@ mod tests {
         ] {
             assert_eq!(super::age(Duration::from_millis(ms)), text);
         }
+        assert_eq!(super::relative(11_100_000, 0), "in 3h5m");
+        assert_eq!(super::relative(0, 59_999), "59s ago");
+        assert_eq!(super::rfc3339(1_785_585_600_999), "2026-08-01T12:00:00Z");
+        assert!(!super::rfc3339(u64::MAX).is_empty());
         assert_eq!(super::micros(999), "999us");
         assert_eq!(super::micros(1200), "1.2ms");
         assert_eq!(super::micros(3_400_000), "3.4s");

@@ -36,6 +36,9 @@ pub(super) fn table(rows: &[Workload], wide: bool) -> Table {
             .text("LISTENS")
             .text("FAIL POLICY")
             .text("OUTBOUND")
+            .text("MTLS")
+            .text("REACHED BY")
+            .text("IDENTITY")
             .text("SERVICE ACCOUNT")
             .text("ZONE")
             .number("WEIGHT")
@@ -62,6 +65,9 @@ pub(super) fn table(rows: &[Workload], wide: bool) -> Table {
                 dash(Some(ports.join(",").as_str())),
                 w.fail_policy.as_str().into(),
                 w.outbound.as_str().into(),
+                dash(Some(w.mtls.as_str())),
+                dash(Some(w.protocol.as_str())),
+                dash(Some(w.identity.as_str())),
                 dash(Some(w.service_account.as_str())),
                 dash(w.zone.as_deref()),
                 w.weight.to_string().into(),

@@ -127,8 +127,8 @@ pub(super) struct Progress {
     pub(super) flow: Option<Arc<Flow>>,
     /// Bytes already added to the metrics.
     pub(super) counted: (u64, u64),
-    /// Bytes already written to the kernel's record.
-    pub(super) stored: (u64, u64),
+    /// Bytes already written to the kernel's record, and whether it knows of mutual TLS.
+    pub(super) stored: ((u64, u64), bool),
     /// When the counters were last seen to change.
     pub(super) last_change: Option<Instant>,
     /// The end was reported: nothing is counted any more.
@@ -138,6 +138,11 @@ pub(super) struct Progress {
 }
 
 impl Progress {
+    /// The kernel's record has all that the agent adds to it.
+    pub(super) fn is_stored(&self, bytes: (u64, u64)) -> bool {
+        self.stored == (bytes, self.security.is_some())
+    }
+
     /// The workload that dialled: by its address, unless its certificate says that it is another.
     pub(super) fn source_workload<'m>(&self, meta: &'m ConnMeta) -> Option<&'m ResourceName> {
         meta.source.workload.as_ref().filter(|_| !self.stranger)

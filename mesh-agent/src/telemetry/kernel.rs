@@ -188,7 +188,7 @@ impl Shared {
             source_workload,
             source_principal: None,
             destination_principal: None,
-            security: security::NONE,
+            security: security::of_record(record),
             original_dst: record.original_dst.into(),
             service: conn.service.as_ref(),
             upstream: (!proxied).then(|| conn.destination().0),

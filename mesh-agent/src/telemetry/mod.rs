@@ -34,7 +34,7 @@ pub use directory::{ConnStore, Directory, NoDirectory, NoStore};
 use mesh_common::{Event, EventKind};
 use metrics::{AgentCollector, Counts, Flows, Metrics};
 pub use metrics::{
-    AgentGauges, AgentSource, CONTENT_TYPE, CertificateGauge, ConfigGauges, CrlGauge,
+    AgentGauges, AgentSource, CONTENT_TYPE, CertificateGauge, ConfigGauges, FileGauge,
     IdentityGauges, MapGauge, Outcome, Role, TunnelGauge,
 };
 pub use reason::{Party, Reason};

@@ -35,7 +35,7 @@ impl Shared {
         for conn in self.live.all() {
             let mut progress = lock(&conn.progress);
             self.count(&conn, &mut progress, now, false);
-            if progress.stored != conn.workload_bytes() {
+            if !progress.is_stored(conn.workload_bytes()) {
                 unresolved |= conn.app_cookie.load(Ordering::Relaxed) == 0
                     && now.saturating_duration_since(conn.started) >= SETTLED;
                 drop(progress);
@@ -48,7 +48,7 @@ impl Shared {
         }
         for conn in changed {
             conn.measure();
-            self.store_bytes(&conn);
+            self.store_counts(&conn);
         }
         self.sweep_pending(now);
         lock(&self.closed).expire(now);
@@ -72,10 +72,10 @@ impl Shared {
         }
     }
 
-    /// Writes the proxy's counts into the kernel's record. The kernel may change the record between the reading and
+    /// Writes the proxy's counts, and whether there is mutual TLS, into the kernel's record. The kernel may change the record between the reading and
     /// the writing; what it then loses (a state, a time stamp) the next round or its final record puts right, and a
     /// record that it removed stays removed.
-    fn store_bytes(&self, conn: &Conn) {
+    fn store_counts(&self, conn: &Conn) {
         let app_cookie = conn.app_cookie.load(Ordering::Relaxed);
         if app_cookie == 0 {
             return;
@@ -91,8 +91,10 @@ impl Shared {
             record.srtt_us = rtt;
             record.retransmits = conn.retransmits.load(Ordering::Relaxed);
         }
+        let secured = lock(&conn.progress).security.is_some();
+        record.security = u8::from(secured);
         self.store().update_conn(app_cookie, &record);
-        lock(&conn.progress).stored = bytes;
+        lock(&conn.progress).stored = (bytes, secured);
     }
 }
 

@@ -154,7 +154,7 @@ fn kernel_row(conn: &KernelConn, open: bool) -> Connection {
         upstream: (path != Path::Proxied).then(|| destination.to_string()),
         upstream_workload: text(destination_workload.filter(|_| path != Path::Proxied)),
         state: tcp_state_name(record.state).into(),
-        security: security::NONE.into(),
+        security: security::of_record(record).into(),
         started_unix_ms: unix_ms(SystemTime::now() - age),
         duration_ms: millis(if open { age } else { conn.duration() }),
         bytes_sent: record.bytes_sent,

@@ -1,5 +1,7 @@
 //! How a connection is secured, and whom the certificates at its ends name.
 
+use mesh_common::ConnRecord;
+
 use crate::model::SpiffeId;
 
 /// Values of the label `connection_security_policy`, of the field `security` and of the filter.
@@ -20,5 +22,14 @@ pub(super) const fn policy_name(security: Option<&Principals>) -> &'static str {
     match security {
         Some(_) => MUTUAL_TLS,
         None => NONE,
+    }
+}
+
+/// The word for what an agent has noted in the kernel's record; whom the certificates named is not there.
+pub(super) const fn of_record(record: &ConnRecord) -> &'static str {
+    if record.security == 1 {
+        MUTUAL_TLS
+    } else {
+        NONE
     }
 }

@@ -41,7 +41,8 @@ pub fn begin(socket: &Socket<'_>, state: &mut SockState, cookie: u64, new: New) 
         direction: new.direction as u8,
         path: new.path as u8,
         close_reason: KernelClose::Open as u8,
-        pad: [0; 4],
+        security: 0,
+        pad: [0; 3],
     };
     if conns.insert(cookie, record, new.flags).is_err() {
         count(Counter::ConnsFull);
@@ -125,6 +126,7 @@ const fn zeroed() -> ConnRecord {
         direction: 0,
         path: 0,
         close_reason: 0,
-        pad: [0; 4],
+        security: 0,
+        pad: [0; 3],
     }
 }

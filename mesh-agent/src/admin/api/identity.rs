@@ -14,6 +14,8 @@ pub struct Certificates {
     pub trust_domain_aliases: Vec<String>,
     pub identities: Vec<Certificate>,
     pub roots: Vec<TrustRoot>,
+    /// `None`: the roots are those of the certificate authority.
+    pub trust_bundle: Option<TrustBundle>,
     /// `None`: no revocation list is configured.
     pub revocation_list: Option<RevocationList>,
 }
@@ -64,8 +66,14 @@ pub struct TrustRoot {
     pub not_after_unix_ms: u64,
     /// SHA-256 of the certificate, hexadecimal.
     pub fingerprint: String,
-    /// Where it is from: `certificate authority`, or the file.
-    pub source: String,
+}
+
+/// The file of roots.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustBundle {
+    pub path: String,
+    /// Why the newest file was refused; `None`: it is the one in effect.
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,5 +146,12 @@ impl Certificates {
 impl Certificate {
     pub fn is_valid(&self) -> bool {
         self.state == "valid"
+    }
+
+    /// `NAMESPACE/sa/ACCOUNT`
+    pub fn namespace_and_account(&self) -> &str {
+        self.identity
+            .split_once("/ns/")
+            .map_or("", |(_, rest)| rest)
     }
 }

@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use crate::cli::{
-    check, connections, output::Screen, services, status, table::Table, watch, workloads,
+    certs, check, connections, explain, output::Screen, policies, services, status, table::Table,
+    watch, workloads,
 };
 
 fn golden(name: &str, text: &str) {
@@ -89,12 +90,76 @@ fn service_tables() {
 fn status_text() {
     golden(
         "status.txt",
-        &status::render(&super::status(), false, false),
+        &status::render(&super::status(), false, super::NOW, false),
     );
     golden(
         "status-wide.txt",
-        &status::render(&super::status(), true, false),
+        &status::render(&super::status(), true, super::NOW, false),
     );
+}
+
+fn screen(width: Option<usize>) -> Screen {
+    Screen {
+        terminal: false,
+        colour: false,
+        width,
+        height: None,
+    }
+}
+
+#[test]
+fn certificate_tables() {
+    let certs = super::identity::certificates();
+    let all: String = [(false, None), (false, Some(100)), (true, None)]
+        .iter()
+        .map(|(wide, width)| {
+            let text = certs::render(&certs, *wide, super::NOW, &screen(*width));
+            format!("--- wide {wide}, {width:?}\n{text}")
+        })
+        .collect();
+    golden("certs.txt", &all);
+    golden(
+        "certs-none.txt",
+        &certs::render(
+            &super::identity::no_certificates(),
+            false,
+            super::NOW,
+            &screen(None),
+        ),
+    );
+}
+
+#[test]
+fn policy_tables() {
+    let rows = super::identity::policies();
+    golden(
+        "policies.txt",
+        &at(&policies::table(&rows, false), &[None, Some(80)]),
+    );
+    golden(
+        "policies-wide.txt",
+        &at(&policies::table(&rows, true), &[None]),
+    );
+}
+
+#[test]
+fn explanations() {
+    for (name, wide) in [("explain.txt", false), ("explain-wide.txt", true)] {
+        let all: Vec<String> = super::identity::explanations()
+            .iter()
+            .map(|e| explain::render(e, wide, false))
+            .collect();
+        golden(name, &all.join("\n===\n\n"));
+    }
+}
+
+#[test]
+fn names_in_an_explanation_cannot_drive_the_terminal() {
+    let mut explanation = super::identity::explanations().remove(0);
+    explanation.source.workload = Some("a\u{1b}[2Jb\n".into());
+    explanation.candidates[0].policies[0].why = "\u{1b}]0;x\u{7}".into();
+    let text = explain::render(&explanation, true, false);
+    assert!(!text.contains('\u{1b}'), "{text:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod args;
 mod golden;
+mod identity;
 mod reach;
 mod table;
 
@@ -9,6 +10,9 @@ use crate::admin::api::{
     BundleFile, Condition, Connection, CounterValue, Endpoint, KernelState, MapState, Service,
     ServicePort, SourceState, Status, Workload,
 };
+
+/// 2026-08-01T12:00:00Z
+const NOW: u64 = 1_785_585_600_000;
 
 fn connections() -> Vec<Connection> {
     let live = Connection {
@@ -23,6 +27,9 @@ fn connections() -> Vec<Connection> {
         upstream: Some("10.0.0.2:8080".into()),
         upstream_workload: Some("shop/web-1".into()),
         state: "established".into(),
+        security: "mutual_tls".into(),
+        source_principal: Some("spiffe://cluster.local/ns/shop/sa/client".into()),
+        destination_principal: Some("spiffe://cluster.local/ns/shop/sa/web".into()),
         duration_ms: 12_000,
         bytes_sent: 1_536,
         bytes_received: 3 << 20,
@@ -47,6 +54,9 @@ fn connections() -> Vec<Connection> {
     };
     let old = Connection {
         path: "unmeshed".into(),
+        security: "none".into(),
+        source_principal: None,
+        destination_principal: None,
         service: None,
         original_dst: "203.0.113.7:443".into(),
         upstream: Some("203.0.113.7:443".into()),
@@ -83,6 +93,9 @@ fn workloads() -> Vec<Workload> {
         fail_policy: "closed".into(),
         outbound: "allow".into(),
         service_account: "web".into(),
+        identity: "spiffe://cluster.local/ns/shop/sa/web".into(),
+        protocol: "HBONE".into(),
+        mtls: "strict, 9090: permissive".into(),
         weight: 1,
         connections: 3,
         ..Workload::default()
@@ -188,6 +201,8 @@ fn status() -> Status {
                 value: 3,
             }],
         },
+        identity: identity::certificates().summary(),
+        unmeshed_forbidden: 2,
         ..Status::default()
     }
 }

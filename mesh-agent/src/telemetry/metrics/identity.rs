@@ -14,8 +14,12 @@ pub struct IdentityGauges {
     pub ca_requests: Vec<(&'static str, u64)>,
     /// Ends of the roots that are trusted.
     pub roots: Vec<SystemTime>,
+    /// `None`: no file of roots is configured.
+    pub bundle: Option<FileGauge>,
     /// `None`: no revocation list is configured.
-    pub crl: Option<CrlGauge>,
+    pub crl: Option<FileGauge>,
+    /// Certificates on the revocation lists.
+    pub revoked: u64,
 }
 
 /// One identity of this node.
@@ -29,13 +33,11 @@ pub struct CertificateGauge {
     pub failures: u64,
 }
 
-/// The revocation list.
-#[derive(Clone, Debug, Default)]
-pub struct CrlGauge {
-    /// The newest file is the one in effect.
+/// A file that is read again when it changes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FileGauge {
+    /// What it says now is in effect.
     pub ok: bool,
-    /// Certificates on it.
-    pub revoked: u64,
     /// Readings that failed since the agent started.
     pub errors: u64,
 }
@@ -99,21 +101,32 @@ pub(super) fn encode(identity: &IdentityGauges, out: &mut Families<'_>) -> std::
         "End of the validity of the trusted root that ends first, since the epoch",
         identity.roots.iter().min().map(|end| ([], epoch(*end))),
     )?;
-    let crl = identity.crl.as_ref();
+    let ok = |file: Option<FileGauge>| file.map(|f| ([], f64::from(u8::from(f.ok))));
+    let errors = |file: Option<FileGauge>| file.map_or(0, |f| f.errors);
+    out.gauges(
+        "mesh_trust_bundle_last_reload_success",
+        "1 if the newest trust bundle is in effect, 0 if it was refused and the last good one stays",
+        ok(identity.bundle),
+    )?;
+    out.counter(
+        "mesh_trust_bundle_errors",
+        "Readings of the trust bundle that failed",
+        errors(identity.bundle),
+    )?;
     out.gauges(
         "mesh_crl_last_reload_success",
         "1 if the newest revocation list is in effect, 0 if it was refused and the last good one stays",
-        crl.map(|crl| ([], f64::from(u8::from(crl.ok)))),
+        ok(identity.crl),
     )?;
     out.gauges(
         "mesh_crl_revoked_certificates",
         "Certificates on the revocation list in effect",
-        crl.map(|crl| ([], crl.revoked as f64)),
+        identity.crl.map(|_| ([], identity.revoked as f64)),
     )?;
     out.counter(
         "mesh_crl_errors",
         "Readings of the revocation list that failed",
-        crl.map_or(0, |crl| crl.errors),
+        errors(identity.crl),
     )
 }
 

@@ -26,7 +26,7 @@ pub use exposition::CONTENT_TYPE;
 pub(crate) use flows::Flow;
 pub(crate) use flows::Flows;
 pub use handshakes::Role;
-pub use identity::{CertificateGauge, CrlGauge, IdentityGauges, TunnelGauge};
+pub use identity::{CertificateGauge, FileGauge, IdentityGauges, TunnelGauge};
 pub(crate) use labels::FlowKey;
 
 use super::{Reason, lock};

@@ -53,6 +53,10 @@ fn one_of_each() {
     let (t, _) = telemetry(TelemetryOptions::default());
     let guard = t.open(outbound(11));
     guard.set_upstream("10.0.0.2:8080".parse().unwrap(), Some(name("shop/web-1")));
+    guard.set_security(
+        "spiffe://cluster.local/ns/shop/sa/default".parse().ok(),
+        "spiffe://cluster.local/ns/shop/sa/web".parse().ok(),
+    );
     guard.counters().add_sent(5);
     guard.finish(Reason::UpstreamReset);
     t.on_closed(
@@ -82,6 +86,15 @@ fn json_lines_hold_every_field() {
         ("service", "shop/web"),
         ("upstream", "10.0.0.2:8080"),
         ("upstream_workload", "shop/web-1"),
+        (
+            "source_principal",
+            "spiffe://cluster.local/ns/shop/sa/default",
+        ),
+        (
+            "destination_principal",
+            "spiffe://cluster.local/ns/shop/sa/web",
+        ),
+        ("security", "mutual_tls"),
         ("reason", "upstream_reset"),
         ("response_flags", "UC"),
         ("caused_by", "upstream"),
@@ -94,6 +107,8 @@ fn json_lines_hold_every_field() {
     assert_eq!(kernel["path"], "unmeshed");
     assert_eq!(kernel["workload"], "shop/client");
     assert_eq!(kernel["duration_ms"], 2500);
+    assert_eq!(kernel["security"], "none");
+    assert!(kernel.get("source_principal").is_none());
 }
 
 #[test]

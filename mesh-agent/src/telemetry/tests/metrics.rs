@@ -10,7 +10,7 @@ use std::{
 
 use super::fake::{name, outbound, sum, telemetry};
 use crate::telemetry::{
-    AgentGauges, AgentSource, CertificateGauge, ConfigGauges, ConnMeta, CrlGauge, IdentityGauges,
+    AgentGauges, AgentSource, CertificateGauge, ConfigGauges, ConnMeta, FileGauge, IdentityGauges,
     MapGauge, Outcome, Reason, Role, Telemetry, TelemetryOptions, TunnelGauge,
 };
 
@@ -48,11 +48,15 @@ impl AgentSource for Gauges {
                 roots: [2_000_000_000, 1_900_000_000]
                     .map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s))
                     .to_vec(),
-                crl: Some(CrlGauge {
+                bundle: Some(FileGauge {
+                    ok: true,
+                    errors: 0,
+                }),
+                crl: Some(FileGauge {
                     ok: false,
-                    revoked: 3,
                     errors: 5,
                 }),
+                revoked: 3,
             },
             tunnels: vec![TunnelGauge {
                 direction: "outbound",

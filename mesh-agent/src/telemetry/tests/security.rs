@@ -198,3 +198,34 @@ fn decisions_and_handshakes_are_counted_by_cause() {
     assert_eq!(took("bucket", &[("role", "server"), ("le", "+Inf")]), 2);
     assert_eq!(took("sum", &[("role", "server")]), 30);
 }
+
+#[test]
+fn the_kernels_record_says_whether_there_is_mutual_tls() {
+    use mesh_common::{Direction, Path};
+    let (t, store) = telemetry(TelemetryOptions::default());
+    let record = super::fake::record(Direction::Outbound, Path::Proxied);
+    for cookie in [31, 32] {
+        store.put(cookie, record);
+    }
+    let plain = t.open(outbound(31));
+    let secured = t.open(outbound(32));
+    secured.set_security(Some(id("default")), Some(id("web")));
+    secured.established(None);
+    plain.counters().add_sent(1);
+    t.refresh(1);
+    let security = |cookie| store.get(cookie).map(|r| r.security);
+    assert_eq!((security(31), security(32)), (Some(0), Some(1)));
+    let writes = crate::telemetry::lock(&store.writes).len();
+    t.refresh(2);
+    assert_eq!(
+        crate::telemetry::lock(&store.writes).len(),
+        writes,
+        "nothing has changed"
+    );
+    // Read by an agent that did not carry it.
+    let (later, other) = telemetry(TelemetryOptions::default());
+    other.put(32, store.get(32).unwrap());
+    assert_eq!(later.open_connections()[0].security, "mutual_tls");
+    plain.finish(Reason::Completed);
+    secured.finish(Reason::Completed);
+}
