@@ -201,6 +201,17 @@ fn docs_and_exposition_name_the_same_metrics() {
 }
 
 #[test]
+fn causes_of_failed_handshakes_are_documented() {
+    let docs = include_str!("../../../../docs/reference/metrics.md");
+    for cause in crate::identity::PeerRefused::CAUSES {
+        let listed = docs
+            .lines()
+            .any(|line| line.starts_with("| `") && line.contains(&format!("`{cause}`")));
+        assert!(listed, "{cause}");
+    }
+}
+
+#[test]
 fn istios_labels_are_complete() {
     let text = full().exposition();
     let line = text

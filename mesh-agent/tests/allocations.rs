@@ -1,0 +1,154 @@
+//! What must not allocate once its labels are known: counted by the allocator, thread by thread.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(
+    unsafe_code,
+    reason = "an allocator that counts is the only proof that nothing was allocated"
+)]
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use mesh_agent::{
+    model::{
+        EffectivePolicy, Enrolment, ResourceName, SpiffeId, TrustDomain, TunnelProtocol, Workload,
+    },
+    telemetry::{
+        ConnMeta, Direction, Directory, Outcome, Peer, Protocol, Reason, Role, Telemetry,
+        TelemetryOptions,
+    },
+};
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system's allocator with what was given.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // Gone while a thread ends: nothing is measured then.
+        let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
+        // SAFETY: the caller's promises are the system allocator's terms.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations(work: impl FnOnce()) -> usize {
+    let before = ALLOCATIONS.with(Cell::get);
+    work();
+    ALLOCATIONS.with(Cell::get) - before
+}
+
+struct World(Arc<Workload>);
+
+impl Directory for World {
+    fn workload(&self, _: &ResourceName) -> Option<Arc<Workload>> {
+        Some(self.0.clone())
+    }
+    fn workload_by_netns(&self, _: u64) -> Option<ResourceName> {
+        None
+    }
+    fn workload_by_address(&self, _: IpAddr) -> Option<ResourceName> {
+        None
+    }
+    fn service_by_address(&self, _: IpAddr) -> Option<ResourceName> {
+        None
+    }
+}
+
+fn id(account: &str) -> SpiffeId {
+    SpiffeId::new(&TrustDomain::default(), "shop", account).unwrap()
+}
+
+fn telemetry() -> Telemetry {
+    let telemetry = Telemetry::new(TelemetryOptions {
+        closed_max: 1,
+        ..TelemetryOptions::default()
+    });
+    telemetry.set_directory(Arc::new(World(Arc::new(Workload {
+        name: ResourceName::new("shop", "client"),
+        labels: BTreeMap::new(),
+        node: None,
+        addresses: Vec::new(),
+        netns: None,
+        service_account: "client".into(),
+        identity: id("client"),
+        protocol: TunnelProtocol::Hbone,
+        weight: 1,
+        zone: None,
+        ports: BTreeMap::new(),
+        enrolment: Enrolment::Enrolled,
+        policy: Arc::new(EffectivePolicy::default()),
+    }))));
+    telemetry
+}
+
+fn meta() -> ConnMeta {
+    ConnMeta {
+        direction: Direction::Inbound,
+        workload: ResourceName::new("shop", "web-1"),
+        source: Peer {
+            addr: "10.0.0.1:40000".parse().unwrap(),
+            workload: Some(ResourceName::new("shop", "client")),
+        },
+        original_dst: "10.0.0.2:8080".parse().unwrap(),
+        service: None,
+        protocol: Protocol::Tcp,
+        app_cookie: 0,
+        agent_cookie: 7,
+    }
+}
+
+#[test]
+fn mutual_tls_costs_a_connection_no_allocation() {
+    let telemetry = telemetry();
+    let (source, destination) = (id("client"), id("web"));
+    let carry = |meta: ConnMeta, secured: bool| {
+        let guard = telemetry.open(meta);
+        if secured {
+            guard.set_security(Some(source.clone()), Some(destination.clone()));
+        }
+        guard.established(None);
+        guard.counters().add_sent(1);
+        guard.finish(Reason::Completed);
+    };
+    // The label sets, the ring and the tables come to be.
+    for _ in 0..4 {
+        carry(meta(), false);
+        carry(meta(), true);
+    }
+    let (one, another) = (meta(), meta());
+    let plain = allocations(|| carry(one, false));
+    let secured = allocations(|| carry(another, true));
+    assert!(plain > 0, "the allocator counts");
+    assert_eq!(secured, plain);
+}
+
+#[test]
+fn decisions_and_handshakes_allocate_nothing_once_known() {
+    let telemetry = telemetry();
+    let policy = ResourceName::new("shop", "web-clients");
+    let work = || {
+        telemetry.decision(Some(&policy), Outcome::Allow);
+        telemetry.decision(None, Outcome::Deny);
+        telemetry.handshake_failed(Role::Server, "expired");
+        telemetry.handshake_done(Role::Client, Duration::from_millis(3));
+    };
+    work();
+    assert_eq!(allocations(work), 0);
+}
