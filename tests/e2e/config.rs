@@ -63,6 +63,7 @@ fn bad(
 const WORKLOAD: &str = "apiVersion: mesh.covet.dev/v1alpha1\nkind: Workload\nmetadata:\n  name: odd\n  namespace: shop\nspec:\n";
 const SERVICE: &str =
     "apiVersion: v1\nkind: Service\nmetadata:\n  name: odd\n  namespace: shop\nspec:\n";
+const AUTHORIZATION: &str = "apiVersion: mesh.covet.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: a\n  namespace: shop\nspec:\n  rules:\n";
 const MESH_POLICY: &str = "apiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata:\n  name: odd\n  namespace: mesh-system\nspec:\n";
 const TRAFFIC_POLICY: &str = "apiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata:\n  name: odd\n  namespace: shop\nspec:\n  targetRefs:\n  - kind: Service\n    name: web\n";
 
@@ -195,10 +196,16 @@ fn mistakes(taken: IpAddr, netns: &str, node: &str) -> Vec<Bad> {
             &["spec.failPolicy", "ajar"],
         ),
         bad(
-            "mTLS, which is not there yet",
-            format!("{MESH_POLICY}  mtls:\n    mode: Strict\n"),
+            "an mTLS mode that is none",
+            format!("{MESH_POLICY}  mtls:\n    mode: mutual\n"),
+            8,
+            &["spec.mtls.mode", "strict, permissive, disable", "mutual"],
+        ),
+        bad(
+            "a trust domain of one namespace",
+            format!("{MESH_POLICY}  trustDomain: shop.example\n"),
             7,
-            &["spec.mtls", "not yet"],
+            &["spec.trustDomain", "one trust domain for the mesh"],
         ),
         bad(
             "sameNode, which is not there yet",
@@ -208,9 +215,26 @@ fn mistakes(taken: IpAddr, netns: &str, node: &str) -> Vec<Bad> {
         ),
         bad(
             "a kind of a later version",
-            "apiVersion: mesh.covet.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: a\n  namespace: shop\nspec: {}\n",
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: a\n  namespace: shop\nspec: {}\n",
             2,
-            &["AuthorizationPolicy", "not yet"],
+            &["HTTPRoute", "not yet"],
+        ),
+        bad(
+            "authorization of requests, which is not there yet",
+            format!("{AUTHORIZATION}  - to:\n    - operation:\n        methods: [GET]\n"),
+            10,
+            &["spec.rules[0].to[0].operation.methods", "not yet"],
+        ),
+        bad(
+            "a principal that is no principal",
+            format!(
+                "{AUTHORIZATION}  - from:\n    - source:\n        principals: [\"spiffe://cluster.local/ns/shop/sa/web\"]\n"
+            ),
+            10,
+            &[
+                "spec.rules[0].from[0].source.principals[0]",
+                "without spiffe://",
+            ],
         ),
         bad(
             "a strategy of a later version",

@@ -6,7 +6,9 @@ use serde::de::DeserializeOwned;
 
 use super::{
     error::Problem,
-    kinds::{EndpointSlice, MeshPolicy, Namespace, Service, TrafficPolicy, Workload},
+    kinds::{
+        AuthorizationPolicy, EndpointSlice, MeshPolicy, Namespace, Service, TrafficPolicy, Workload,
+    },
     local,
     metadata::{Object, ObjectMeta},
     path::Path,
@@ -26,6 +28,7 @@ pub(crate) enum Resource {
     Workload(Arc<Object<Workload>>),
     MeshPolicy(Arc<Object<MeshPolicy>>),
     TrafficPolicy(Arc<Object<TrafficPolicy>>),
+    AuthorizationPolicy(Arc<Object<AuthorizationPolicy>>),
 }
 
 impl Resource {
@@ -37,6 +40,7 @@ impl Resource {
             Self::Workload(_) => Kind::Workload,
             Self::MeshPolicy(_) => Kind::MeshPolicy,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
         }
     }
 
@@ -48,6 +52,7 @@ impl Resource {
             Self::Workload(object) => &object.name,
             Self::MeshPolicy(object) => &object.name,
             Self::TrafficPolicy(object) => &object.name,
+            Self::AuthorizationPolicy(object) => &object.name,
         }
     }
 }
@@ -172,6 +177,8 @@ fn read_resource(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Resourc
         Kind::TrafficPolicy => {
             object(node, problems, |r: &TrafficPolicy| &r.metadata).map(Resource::TrafficPolicy)
         }
+        Kind::AuthorizationPolicy => object(node, problems, |r: &AuthorizationPolicy| &r.metadata)
+            .map(Resource::AuthorizationPolicy),
     }?;
     local::check(&resource, problems);
     Some(resource)
@@ -229,7 +236,12 @@ fn kind_of(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Kind> {
         return None;
     };
     if known.api_version() != version {
-        let expected = format!("{} for a {kind}", known.api_version());
+        let article = if kind.starts_with(['A', 'E']) {
+            "an"
+        } else {
+            "a"
+        };
+        let expected = format!("{} for {article} {kind}", known.api_version());
         let problem = Problem::expected(Path::of("apiVersion"), expected, yaml::quoted(&version));
         problems.push(problem.placed(version_at));
         return None;

@@ -6,7 +6,13 @@ use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error as _, Visitor},
+};
+
+use super::pattern;
+use crate::model::TrustDomain;
 
 /// Whether a string has the format, and if not what was expected. An unknown format accepts everything, as JSON
 /// Schema says; a test keeps our types from naming one.
@@ -40,6 +46,13 @@ pub(crate) fn check(format: &str, text: &str) -> Result<(), String> {
         "cluster-ip" => return text.parse::<ClusterIp>().map(drop),
         "cidr" => return text.parse::<Cidr>().map(drop),
         "gep-2257-duration" => return text.parse::<GepDuration>().map(drop),
+        "port" => return text.parse::<Port>().map(drop),
+        "trust-domain" => return TrustDomain::new(text).map(drop).map_err(|_| {
+            "a trust domain: at most 255 lower-case letters, digits, '.', '-' and '_', beginning and ending with a letter or digit, without spiffe://".into()
+        }),
+        "principal-pattern" => return pattern::check_principal(text),
+        "namespace-pattern" => return pattern::check_namespace(text),
+        "service-account" => return pattern::check_service_account(text),
         _ => (true, ""),
     };
     if ok { Ok(()) } else { Err(expected.to_owned()) }
@@ -59,9 +72,14 @@ pub(crate) const KNOWN: &[&str] = &[
     "cluster-ip",
     "cidr",
     "gep-2257-duration",
+    "port",
+    "trust-domain",
+    "principal-pattern",
+    "namespace-pattern",
+    "service-account",
 ];
 
-fn is_dns_label(text: &str) -> bool {
+pub(super) fn is_dns_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     bytes.len() <= 63
@@ -283,3 +301,88 @@ impl fmt::Display for GepDuration {
 }
 
 string_type!(GepDuration, "gep-2257-duration");
+
+/// A port, written as a number or, as Istio has it, as a string.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Port(pub u16);
+
+impl FromStr for Port {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        // `parse` alone would take "+80".
+        let digits = text.bytes().all(|b| b.is_ascii_digit());
+        match text.parse() {
+            Ok(port) if port > 0 && digits => Ok(Self(port)),
+            _ => Err("a port, 1..=65535".into()),
+        }
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Port {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = Port;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port")
+            }
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Port, E> {
+                match u16::try_from(number) {
+                    Ok(port) if port > 0 => Ok(Port(port)),
+                    _ => Err(E::custom("expected 1..=65535")),
+                }
+            }
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Port, E> {
+                self.visit_i64(i64::try_from(number).unwrap_or(0))
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Port, E> {
+                text.parse()
+                    .map_err(|expected| E::custom(format_args!("expected {expected}")))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl JsonSchema for Port {
+    fn schema_name() -> Cow<'static, str> {
+        "Port".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "type": "integer", "minimum": 1, "maximum": 65535 },
+                { "type": "string", "format": "port" }
+            ]
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for TrustDomain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        Self::new(&text).map_err(D::Error::custom)
+    }
+}
+
+impl JsonSchema for TrustDomain {
+    fn schema_name() -> Cow<'static, str> {
+        "TrustDomain".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "trust-domain" })
+    }
+}

@@ -84,6 +84,9 @@ fn gather<'a>(files: impl Iterator<Item = &'a CachedFile>) -> Config {
                 Resource::Workload(object) => config.workloads.push(Arc::clone(object)),
                 Resource::MeshPolicy(object) => config.mesh_policies.push(Arc::clone(object)),
                 Resource::TrafficPolicy(object) => config.traffic_policies.push(Arc::clone(object)),
+                Resource::AuthorizationPolicy(object) => {
+                    config.authorization_policies.push(Arc::clone(object));
+                }
             }
         }
     }

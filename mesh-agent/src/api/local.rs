@@ -1,5 +1,7 @@
 //! Checks that need one resource only and that a schema cannot say.
 
+mod authorization;
+
 use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use super::{
@@ -14,6 +16,7 @@ use super::{
     path::Path,
     selector::{LabelSelector, Operator},
 };
+use crate::model::TrustDomain;
 
 pub(crate) fn check(resource: &Resource, problems: &mut Vec<Problem>) {
     match resource {
@@ -23,6 +26,7 @@ pub(crate) fn check(resource: &Resource, problems: &mut Vec<Problem>) {
         Resource::Workload(object) => workload(object, problems),
         Resource::MeshPolicy(object) => mesh_policy(object, problems),
         Resource::TrafficPolicy(object) => traffic_policy(object, problems),
+        Resource::AuthorizationPolicy(object) => authorization::check(object, problems),
     }
 }
 
@@ -205,7 +209,31 @@ fn mesh_policy(policy: &MeshPolicy, problems: &mut Vec<Problem>) {
     let sets_nothing = spec.outbound.is_none()
         && spec.fail_policy.is_none()
         && spec.exclude.is_none()
-        && spec.drain_timeout.is_none();
+        && spec.drain_timeout.is_none()
+        && spec.same_node.is_none()
+        && spec.trust_domain.is_none()
+        && spec.trust_domain_aliases.is_none()
+        && spec
+            .mtls
+            .as_ref()
+            .is_none_or(|mtls| mtls.mode.is_none() && mtls.port_modes.is_none());
+    if let Some(mtls) = &spec.mtls
+        && mtls.port_modes.is_some()
+        && spec.selector.is_none()
+    {
+        let path = Path::of("spec.mtls.portModes");
+        let message = "ports are those of certain workloads: a policy for all of a scope cannot have modes for them";
+        problems.push(Problem::new(path, message).wanted("spec.selector as well"));
+    }
+    if let Some(aliases) = &spec.trust_domain_aliases {
+        let mut seen: HashSet<&TrustDomain> = spec.trust_domain.iter().collect();
+        for (index, alias) in aliases.iter().enumerate() {
+            if !seen.insert(alias) {
+                let path = Path::of("spec.trustDomainAliases").index(index);
+                problems.push(Problem::new(path, format!("{alias} is given twice")));
+            }
+        }
+    }
     if sets_nothing {
         let message = "the policy sets nothing";
         problems.push(Problem::warning(Path::of("spec"), message));
@@ -217,6 +245,10 @@ fn label_selector(selector: &LabelSelector, path: &Path, problems: &mut Vec<Prob
         let message = "an empty selector matches every workload of the namespace, and wins over a policy without one";
         problems.push(Problem::warning(path.clone(), message));
     }
+    requirements(selector, path, problems);
+}
+
+fn requirements(selector: &LabelSelector, path: &Path, problems: &mut Vec<Problem>) {
     for (index, requirement) in selector.match_expressions.iter().enumerate() {
         let path = path.key("matchExpressions").index(index).key("values");
         let operator = requirement.operator;

@@ -14,6 +14,7 @@ mod local;
 mod metadata;
 mod node_de;
 mod path;
+mod pattern;
 mod quick;
 mod refused;
 pub mod schema;
@@ -29,13 +30,14 @@ use std::{path::Path, sync::Arc};
 
 pub use diff::Diff;
 pub use error::{ConfigError, Warning};
-pub use format::{Cidr, ClusterIp, GepDuration, UnicastIp};
+pub use format::{Cidr, ClusterIp, GepDuration, Port, UnicastIp};
 pub use kinds::*;
 pub(crate) use loader::is_yaml;
 pub use loader::{Loader, Outcome};
 pub use metadata::{
     DEFAULT_NAMESPACE, ENABLED_LABEL, Labels, Object, ObjectMeta, SERVICE_NAME_LABEL,
 };
+pub use pattern::Pattern;
 pub use selector::{LabelIndex, LabelSelector, Operator, Requirement, contains_all};
 pub use validate::Environment;
 
@@ -49,6 +51,7 @@ pub struct Config {
     pub workloads: Vec<Arc<Object<Workload>>>,
     pub mesh_policies: Vec<Arc<Object<MeshPolicy>>>,
     pub traffic_policies: Vec<Arc<Object<TrafficPolicy>>>,
+    pub authorization_policies: Vec<Arc<Object<AuthorizationPolicy>>>,
 }
 
 impl Config {
@@ -60,6 +63,7 @@ impl Config {
             + self.workloads.len()
             + self.mesh_policies.len()
             + self.traffic_policies.len()
+            + self.authorization_policies.len()
     }
 }
 

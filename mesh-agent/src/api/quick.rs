@@ -29,6 +29,7 @@ pub(crate) struct Known {
     services: HashSet<ResourceName>,
     slices: HashSet<ResourceName>,
     workloads: HashSet<ResourceName>,
+    authorization: HashSet<ResourceName>,
     /// Of workloads and services.
     addresses: HashSet<IpAddr>,
     vips: HashSet<IpAddr>,
@@ -53,6 +54,11 @@ impl Known {
                 .map(|s| s.name.clone())
                 .collect(),
             workloads: config.workloads.iter().map(|w| w.name.clone()).collect(),
+            authorization: config
+                .authorization_policies
+                .iter()
+                .map(|p| p.name.clone())
+                .collect(),
             addresses,
             vips,
             endpoints: HashSet::new(),
@@ -76,7 +82,12 @@ impl Known {
         let services = Diff::between(&old.services, &next.services);
         let slices = Diff::between(&old.endpoint_slices, &next.endpoint_slices);
         let workloads = Diff::between(&old.workloads, &next.workloads);
-        let touched = services.all().count() + slices.all().count() + workloads.all().count();
+        let authorization =
+            Diff::between(&old.authorization_policies, &next.authorization_policies);
+        let touched = services.all().count()
+            + slices.all().count()
+            + workloads.all().count()
+            + authorization.all().count();
         let clear = touched <= SMALL
             && Diff::between(&old.namespaces, &next.namespaces).is_empty()
             && Diff::between(&old.mesh_policies, &next.mesh_policies).is_empty()
@@ -103,6 +114,9 @@ impl Known {
         for slice in &slices.removed {
             self.slices.remove(&slice.name);
         }
+        for policy in &authorization.removed {
+            self.authorization.remove(&policy.name);
+        }
         let replaced: HashSet<&ResourceName> = workloads.added.iter().map(|w| &w.name).collect();
         let port_may_be_lost = self.named_ports
             && workloads
@@ -110,6 +124,11 @@ impl Known {
                 .iter()
                 .any(|w| !replaced.contains(&w.name));
         !port_may_be_lost
+            // Nothing but its name can collide.
+            && authorization
+                .added
+                .iter()
+                .all(|policy| self.authorization.insert(policy.name.clone()))
             && services
                 .added
                 .iter()

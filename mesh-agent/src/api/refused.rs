@@ -6,16 +6,20 @@ use super::path::{Path, Segment};
 /// Why a field of a kind is refused, if it is one we know of.
 pub(super) fn field(kind: &str, path: &Path) -> Option<String> {
     let reason = match (kind, dotted(path).as_str()) {
-        ("MeshPolicy", "spec.mtls") => {
-            "not yet supported: this version carries traffic without mTLS"
+        ("MeshPolicy", "spec.ca") => {
+            "not yet supported: the certificate authority is an option of the agent"
         }
-        ("MeshPolicy", "spec.sameNode") => {
-            "not yet supported: this version carries same-node traffic through the proxy"
+        (
+            "AuthorizationPolicy",
+            "spec.rules.from.source.requestPrincipals"
+            | "spec.rules.from.source.notRequestPrincipals"
+            | "spec.rules.from.source.remoteIpBlocks"
+            | "spec.rules.from.source.notRemoteIpBlocks",
+        ) => "not yet supported: this version authorizes connections, not requests",
+        ("AuthorizationPolicy", "spec.targetRef" | "spec.targetRefs") => {
+            "not yet supported: a policy is for workloads, which spec.selector names"
         }
-        ("MeshPolicy", "spec.trustDomain" | "spec.trustDomainAliases" | "spec.ca") => {
-            "not yet supported: this version has no identities"
-        }
-        ("Workload", "spec.protocol") => "not yet supported: this version has no tunnels",
+        ("AuthorizationPolicy", "spec.provider") => "not supported: the agent decides by itself",
         ("TrafficPolicy", "spec.retry" | "spec.retries" | "spec.rateLimit" | "spec.health") => {
             "not yet supported: this version balances connections, not requests"
         }
@@ -55,7 +59,13 @@ pub(super) fn field(kind: &str, path: &Path) -> Option<String> {
             | "spec.ports.nodePort",
         ) => "not supported: the mesh serves type ClusterIP only",
         (
-            "Namespace" | "Service" | "EndpointSlice" | "Workload" | "MeshPolicy" | "TrafficPolicy",
+            "Namespace"
+            | "Service"
+            | "EndpointSlice"
+            | "Workload"
+            | "MeshPolicy"
+            | "TrafficPolicy"
+            | "AuthorizationPolicy",
             "metadata.generateName",
         ) => "not supported: a resource in a file needs a name",
         _ => return None,
@@ -82,6 +92,12 @@ pub(super) fn value(kind: &str, path: &Path, value: &str) -> Option<String> {
         ("TrafficPolicy", "spec.loadBalancer.strategy", "consistent_hash" | "peak_ewma") => {
             "not yet supported: expected one of round_robin, weighted_round_robin, least_connections, random"
         }
+        ("MeshPolicy", "spec.sameNode", "direct") => {
+            "not yet supported, traffic within a node takes the tunnel as well: expected mtls"
+        }
+        ("AuthorizationPolicy", "spec.action", "AUDIT" | "CUSTOM") => {
+            "not supported: expected ALLOW or DENY"
+        }
         _ => return None,
     };
     Some(format!("{value} is {reason}"))
@@ -90,10 +106,10 @@ pub(super) fn value(kind: &str, path: &Path, value: &str) -> Option<String> {
 /// Kinds that later versions will read.
 pub(super) fn kind(api_version: &str, kind: &str) -> Option<&'static str> {
     match (api_version.split('/').next().unwrap_or_default(), kind) {
-        ("mesh.covet.dev", "AuthorizationPolicy") => {
-            Some("not yet supported: this version does not authorize")
-        }
         ("gateway.networking.k8s.io", _) => Some("not yet supported: this version has no routes"),
+        ("security.istio.io", "PeerAuthentication") => {
+            Some("not supported: write a MeshPolicy (mesh.covet.dev/v1alpha1) with spec.mtls")
+        }
         ("v1", "Endpoints") => Some("not supported: write an EndpointSlice (discovery.k8s.io/v1)"),
         ("v1", "Pod") | ("apps", _) => {
             Some("not supported in files: write a Workload (mesh.covet.dev/v1alpha1)")

@@ -3,7 +3,9 @@
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value as Json;
 
-use super::kinds::{EndpointSlice, MeshPolicy, Namespace, Service, TrafficPolicy, Workload};
+use super::kinds::{
+    AuthorizationPolicy, EndpointSlice, MeshPolicy, Namespace, Service, TrafficPolicy, Workload,
+};
 
 /// A kind that a file may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,16 +16,18 @@ pub enum Kind {
     Workload,
     MeshPolicy,
     TrafficPolicy,
+    AuthorizationPolicy,
 }
 
 impl Kind {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Namespace,
         Self::Service,
         Self::EndpointSlice,
         Self::Workload,
         Self::MeshPolicy,
         Self::TrafficPolicy,
+        Self::AuthorizationPolicy,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -34,6 +38,7 @@ impl Kind {
             Self::Workload => "Workload",
             Self::MeshPolicy => "MeshPolicy",
             Self::TrafficPolicy => "TrafficPolicy",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
     }
 
@@ -41,7 +46,9 @@ impl Kind {
         match self {
             Self::Namespace | Self::Service => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::Workload | Self::MeshPolicy | Self::TrafficPolicy => "mesh.covet.dev/v1alpha1",
+            Self::Workload | Self::MeshPolicy | Self::TrafficPolicy | Self::AuthorizationPolicy => {
+                "mesh.covet.dev/v1alpha1"
+            }
         }
     }
 
@@ -54,6 +61,7 @@ impl Kind {
             Self::Workload => of::<Workload>(),
             Self::MeshPolicy => of::<MeshPolicy>(),
             Self::TrafficPolicy => of::<TrafficPolicy>(),
+            Self::AuthorizationPolicy => of::<AuthorizationPolicy>(),
         }
     }
 }

@@ -8,11 +8,16 @@ use std::{
     sync::Arc,
 };
 
+mod security;
+
 use super::{
     Config,
     document::{Document, Resource},
     error::{ConfigError, Problem, Severity, Warning},
-    kinds::{Level, MeshPolicy, Service, TargetPort, TrafficPolicy, Workload},
+    kinds::{
+        AuthorizationPolicy, Level, MeshPolicy, Namespace, Service, TargetPort, TrafficPolicy,
+        Workload,
+    },
     metadata::{ENABLED_LABEL, Object, SERVICE_NAME_LABEL},
     path::Path,
     schema::Kind,
@@ -219,6 +224,7 @@ pub(crate) fn validate(
     let workloads: Of<'_, Workload> = pick!(all, Workload);
     let mesh_policies: Of<'_, MeshPolicy> = pick!(all, MeshPolicy);
     let traffic_policies: Of<'_, TrafficPolicy> = pick!(all, TrafficPolicy);
+    let authorization_policies: Of<'_, AuthorizationPolicy> = pick!(all, AuthorizationPolicy);
 
     let vips = unique_addresses(&services, &workloads, findings);
     unique_netns(&workloads, environment, findings);
@@ -271,10 +277,27 @@ pub(crate) fn validate(
     }
     traffic_targets(&traffic_policies, &service_names, findings);
     policy_scopes(&mesh_policies, &workloads, environment, findings);
+    let is_enrolled = enrolled(&namespaces.objects);
     fail_policies(
         &mesh_policies,
         &workloads,
-        &namespaces.objects,
+        &is_enrolled,
+        environment,
+        findings,
+    );
+    security::trust_domain_level(&mesh_policies, environment, findings);
+    security::effects(
+        &mesh_policies,
+        &authorization_policies,
+        &workloads,
+        &index,
+        &is_enrolled,
+        environment,
+        findings,
+    );
+    security::principals(
+        &authorization_policies,
+        &mesh_policies,
         environment,
         findings,
     );
@@ -286,6 +309,7 @@ pub(crate) fn validate(
         workloads: workloads.arcs(),
         mesh_policies: mesh_policies.arcs(),
         traffic_policies: traffic_policies.arcs(),
+        authorization_policies: authorization_policies.arcs(),
     }
 }
 
@@ -566,29 +590,27 @@ fn policy_scopes(
     }
 }
 
+/// Whether a workload is enrolled by label, on whichever node.
+fn enrolled(namespaces: &[&Arc<Object<Namespace>>]) -> impl Fn(&Object<Workload>) -> bool {
+    let enabled: HashSet<Arc<str>> = namespaces
+        .iter()
+        .filter(|namespace| namespace.metadata.labels.get(ENABLED_LABEL) == Some("true"))
+        .map(|namespace| Arc::clone(&namespace.name.name))
+        .collect();
+    move |workload| match workload.metadata.labels.get(ENABLED_LABEL) {
+        Some(own) => own == "true",
+        None => enabled.contains(&workload.name.namespace),
+    }
+}
+
 /// A failPolicy that applies to nobody is probably in the wrong namespace.
 fn fail_policies(
     policies: &Of<'_, MeshPolicy>,
     workloads: &Of<'_, Workload>,
-    namespaces: &[&Arc<Object<super::kinds::Namespace>>],
+    is_enrolled: impl Fn(&Object<Workload>) -> bool,
     environment: &Environment,
     findings: &mut Findings,
 ) {
-    let enabled: HashMap<&str, bool> = namespaces
-        .iter()
-        .map(|namespace| {
-            let label = namespace.metadata.labels.get(ENABLED_LABEL);
-            (&*namespace.name.name, label == Some("true"))
-        })
-        .collect();
-    let is_enrolled =
-        |workload: &Object<Workload>| match workload.metadata.labels.get(ENABLED_LABEL) {
-            Some(own) => own == "true",
-            None => enabled
-                .get(&*workload.name.namespace)
-                .copied()
-                .unwrap_or(false),
-        };
     for (policy, placed) in policies.iter() {
         let applies = |workload: &Object<Workload>| match policy.level(&environment.root_namespace)
         {

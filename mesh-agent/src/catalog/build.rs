@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
-use super::{CatalogOptions, services::Services, snapshot::Snapshot, workloads::Workloads};
+use super::{
+    CatalogOptions, authorization::Authorization, services::Services, snapshot::Snapshot,
+    workloads::Workloads,
+};
 use crate::api::{Config, Diff};
 
 /// Remembers what the last snapshot was made of, with the indexes that say who depends on whom.
@@ -12,6 +15,7 @@ pub(super) struct Builder {
     config: Config,
     workloads: Workloads,
     services: Services,
+    authorization: Authorization,
 }
 
 impl Builder {
@@ -19,6 +23,7 @@ impl Builder {
         Self {
             config: Config::default(),
             workloads: Workloads::default(),
+            authorization: Authorization::default(),
             services: Services::new(&options.node),
             options,
         }
@@ -38,6 +43,8 @@ impl Builder {
         let services = Diff::between(&old.services, &config.services);
         let slices = Diff::between(&old.endpoint_slices, &config.endpoint_slices);
         let traffic = Diff::between(&old.traffic_policies, &config.traffic_policies);
+        let authorization =
+            Diff::between(&old.authorization_policies, &config.authorization_policies);
 
         let mut next = previous.clone();
         next.version += 1;
@@ -48,6 +55,9 @@ impl Builder {
             &workloads,
             !namespaces.is_empty() || !policies.is_empty(),
         );
+        changed |=
+            self.authorization
+                .update(previous, &mut next, &authorization, &self.workloads.trust());
         let mut dirty = HashSet::new();
         self.services
             .index(&services, &slices, &traffic, &mut dirty);

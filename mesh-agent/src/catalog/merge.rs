@@ -61,6 +61,12 @@ pub(super) fn merge(sources: &[Config]) -> (Config, Vec<String>) {
             "TrafficPolicy",
             out,
         );
+        add(
+            &mut merged.authorization_policies,
+            &source.authorization_policies,
+            "AuthorizationPolicy",
+            out,
+        );
     }
     (merged, left_out)
 }

@@ -3,6 +3,7 @@
 //! Readers load the snapshot without a lock. A source hands in the full set of its resources; a change rebuilds only
 //! what it touches (`build`), and everything else is shared with the snapshot before.
 
+mod authorization;
 mod build;
 mod merge;
 mod services;
@@ -99,7 +100,7 @@ impl Catalog {
     }
 
     pub fn with_options(options: CatalogOptions) -> Arc<Self> {
-        let empty = Arc::new(Snapshot::empty(Arc::clone(&options.node)));
+        let empty = Arc::new(Snapshot::empty(&options));
         Arc::new(Self {
             current: ArcSwap::new(empty),
             by_netns: ArcSwap::default(),

@@ -6,8 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use super::upstream::{Dialled, Upstream};
-use crate::model::{ResourceName, Service, Workload};
+use super::{
+    CatalogOptions,
+    upstream::{Dialled, Upstream},
+};
+use crate::{
+    model::{ResourceName, Service, TrustDomain, Workload},
+    policy::{AuthorizationPolicies, Authorizer, Authorizers, PolicyScope},
+};
 
 /// One version of the world. Cheap to clone: the maps are shared with the next version unless they change.
 #[derive(Clone, Debug)]
@@ -20,18 +26,23 @@ pub struct Snapshot {
     pub(super) services: Arc<BTreeMap<ResourceName, Arc<Service>>>,
     pub(super) by_vip: Arc<HashMap<IpAddr, Arc<Service>>>,
     pub(super) upstreams: Arc<HashMap<Dialled, Arc<Upstream>>>,
+    pub(super) authorization: Arc<AuthorizationPolicies>,
+    /// Of the workloads of this node.
+    pub(super) authorizers: Arc<HashMap<ResourceName, Arc<Authorizer>>>,
 }
 
 impl Snapshot {
-    pub(super) fn empty(node: Arc<str>) -> Self {
+    pub(super) fn empty(options: &CatalogOptions) -> Self {
         Self {
             version: 0,
-            node,
+            node: Arc::clone(&options.node),
             workloads: Arc::default(),
             by_address: Arc::default(),
             services: Arc::default(),
             by_vip: Arc::default(),
             upstreams: Arc::default(),
+            authorization: Arc::new(AuthorizationPolicies::new(&options.root_namespace)),
+            authorizers: Arc::default(),
         }
     }
 
@@ -81,12 +92,58 @@ impl Snapshot {
 
     /// Workloads of this node, and those that name no node.
     pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.values().filter(|workload| {
-            workload
-                .node
-                .as_deref()
-                .is_none_or(|node| node == &*self.node)
-        })
+        self.workloads
+            .values()
+            .filter(|workload| self.is_local(workload))
+    }
+
+    /// Of every identity of the mesh.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.authorization.trust().domain
+    }
+
+    /// Trust domains whose identities count as the mesh's own.
+    pub fn trust_aliases(&self) -> &[TrustDomain] {
+        &self.authorization.trust().aliases
+    }
+
+    /// Who may connect to a workload. O(1) for those of this node, which share it as long as their policies are the
+    /// same: a different `Arc` in the next snapshot says that the answer may differ. For others it is made anew. That of
+    /// a workload that is not known denies everything.
+    pub fn authorizer(&self, name: &ResourceName) -> Arc<Authorizer> {
+        if let Some(authorizer) = self.authorizers.get(name) {
+            return Arc::clone(authorizer);
+        }
+        match self.workloads.get(name) {
+            Some(workload) => self.authorization.authorizer(
+                &name.namespace,
+                &workload.labels,
+                &mut Authorizers::default(),
+            ),
+            None => Arc::new(Authorizer::closed()),
+        }
+    }
+
+    /// Every AuthorizationPolicy, in the order of names.
+    pub fn authorization_policies(&self) -> impl Iterator<Item = PolicyScope<'_>> {
+        self.authorization.iter()
+    }
+
+    /// The workloads of this node that a policy is for, in the order of names.
+    pub fn workloads_of<'s>(
+        &'s self,
+        policy: PolicyScope<'s>,
+    ) -> impl Iterator<Item = &'s Arc<Workload>> {
+        self.local_workloads()
+            .filter(move |workload| policy.applies(&workload.name.namespace, &workload.labels))
+    }
+
+    /// Whether a workload is of this node, or names no node.
+    pub(super) fn is_local(&self, workload: &Workload) -> bool {
+        workload
+            .node
+            .as_deref()
+            .is_none_or(|node| node == &*self.node)
     }
 
     /// What serves each of a service's virtual addresses and ports; dialled addresses of one IP family share it.

@@ -9,10 +9,9 @@ use super::{CatalogOptions, build::keep_equal, snapshot::Snapshot};
 use crate::{
     api::{self, Config, Diff, ENABLED_LABEL, Object, contains_all},
     model::{
-        EffectivePolicy, Enrolment, NotEnrolled, ResourceName, SpiffeId, TrustDomain,
-        TunnelProtocol, Workload,
+        EffectivePolicy, Enrolment, NotEnrolled, ResourceName, SpiffeId, TunnelProtocol, Workload,
     },
-    policy::MeshPolicies,
+    policy::{MeshPolicies, Trust},
 };
 
 type Source = Arc<Object<api::Workload>>;
@@ -24,6 +23,7 @@ pub(super) struct Workloads {
     by_name: HashMap<ResourceName, Source>,
     by_label: HashMap<Label, BTreeSet<Arc<str>>>,
     policies: MeshPolicies,
+    trust: Trust,
     enabled: HashMap<Arc<str>, bool>,
 }
 
@@ -44,6 +44,7 @@ impl Workloads {
                 &options.root_namespace,
                 &options.exceptions,
             );
+            self.trust = self.policies.trust();
             self.enabled = config
                 .namespaces
                 .iter()
@@ -115,6 +116,11 @@ impl Workloads {
         true
     }
 
+    /// The mesh's trust domain and aliases.
+    pub(super) fn trust(&self) -> Trust {
+        self.trust.clone()
+    }
+
     /// Workloads of a namespace with all of these labels, in the order of names.
     pub(super) fn selected(
         &self,
@@ -166,7 +172,7 @@ impl Workloads {
     ) -> Option<Workload> {
         let spec = &source.spec;
         let identity = SpiffeId::new(
-            &TrustDomain::default(),
+            &self.trust.domain,
             &source.name.namespace,
             &spec.service_account,
         );
@@ -178,7 +184,10 @@ impl Workloads {
             netns: spec.netns.clone(),
             service_account: spec.service_account.clone(),
             identity: identity.ok()?,
-            protocol: TunnelProtocol::Tcp,
+            protocol: spec.protocol.unwrap_or(match self.is_enabled(source) {
+                true if spec.netns.is_some() => TunnelProtocol::Hbone,
+                _ => TunnelProtocol::Tcp,
+            }),
             weight: spec.weight,
             zone: spec.zone.clone(),
             ports: spec.ports.clone(),
@@ -187,16 +196,23 @@ impl Workloads {
         })
     }
 
+    /// Whether labels ask for its traffic to be captured.
+    fn is_enabled(&self, source: &Source) -> bool {
+        match source.metadata.labels.get(ENABLED_LABEL) {
+            Some(own) => own == "true",
+            None => self
+                .enabled
+                .get(&source.name.namespace)
+                .copied()
+                .unwrap_or(false),
+        }
+    }
+
     fn enrolment(&self, source: &Source, node: &str) -> Enrolment {
-        let enabled = self
-            .enabled
-            .get(&source.name.namespace)
-            .copied()
-            .unwrap_or(false);
         let why_not = match source.metadata.labels.get(ENABLED_LABEL) {
             _ if source.spec.node.as_deref().is_some_and(|on| on != node) => NotEnrolled::OtherNode,
             Some("false") => NotEnrolled::OptedOut,
-            None if !enabled => NotEnrolled::NoLabel,
+            None if !self.is_enabled(source) => NotEnrolled::NoLabel,
             _ if source.spec.netns.is_none() => NotEnrolled::NoNetns,
             _ => return Enrolment::Enrolled,
         };

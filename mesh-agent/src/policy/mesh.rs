@@ -1,7 +1,7 @@
 //! MeshPolicy: the scopes and the merge.
 //!
 //! Three levels, mesh, namespace and workload, are merged field by field; the narrowest that sets a field wins.
-//! `exclude.ports` and `exclude.cidrs` count as two fields, `outbound` as one.
+//! `exclude.ports` and `exclude.cidrs` count as two fields, as do `mtls.mode` and `mtls.portModes`; `outbound` is one.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use crate::{
     api::{Level, MeshPolicy, MeshPolicySpec, Object, OutboundMode as Mode},
     model::{EffectivePolicy, OutboundMode},
+    policy::Trust,
 };
 
 type Policy = Arc<Object<MeshPolicy>>;
@@ -57,6 +58,19 @@ impl MeshPolicies {
             }
         }
         all
+    }
+
+    /// The mesh's trust domain and its aliases.
+    pub fn trust(&self) -> Trust {
+        let spec = self.mesh.as_ref().map(|policy| &policy.spec);
+        Trust {
+            domain: spec
+                .and_then(|spec| spec.trust_domain.clone())
+                .unwrap_or_default(),
+            aliases: spec
+                .and_then(|spec| spec.trust_domain_aliases.clone())
+                .unwrap_or_default(),
+        }
     }
 
     /// What applies to a workload.
@@ -122,8 +136,15 @@ fn merge(levels: &[&MeshPolicySpec], exceptions: &[IpNet]) -> EffectivePolicy {
             .iter()
             .find_map(|level| level.drain_timeout)
             .map_or(defaults.drain_timeout, |duration| duration.0),
-        mtls: defaults.mtls,
-        port_mtls: defaults.port_mtls,
+        mtls: levels
+            .iter()
+            .find_map(|level| level.mtls.as_ref()?.mode)
+            .unwrap_or(defaults.mtls),
+        port_mtls: levels
+            .iter()
+            .find_map(|level| level.mtls.as_ref()?.port_modes.as_ref())
+            .map(|modes| modes.iter().map(|(port, mode)| (port.0, *mode)).collect())
+            .unwrap_or(defaults.port_mtls),
     }
 }
 

@@ -2,6 +2,11 @@
 
 mod authorization;
 mod mesh;
+mod trust;
 
-pub use authorization::{Facts, Verdict};
+pub use authorization::{
+    AuthorizationPolicies, Authorizer, Authorizers, Facts, Looked, PolicyScope, Scope, Verdict,
+    WouldBe,
+};
 pub use mesh::MeshPolicies;
+pub use trust::Trust;

@@ -1,15 +1,17 @@
 //! `mesh.covet.dev/v1alpha1` MeshPolicy.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
-        format::{Cidr, GepDuration},
+        format::{Cidr, GepDuration, Port},
         metadata::{Ignored, Object, ObjectMeta},
         selector::LabelSelector,
     },
-    model::FailPolicy,
+    model::{FailPolicy, MtlsMode, TrustDomain},
 };
 
 /// How the mesh treats workloads. In the root namespace (`mesh-system`) without a selector: all of them; in another
@@ -50,6 +52,47 @@ pub struct MeshPolicySpec {
     /// How long connections may go on when the agent ends or the workload is released. Default: 30s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_timeout: Option<GepDuration>,
+    /// What inbound connections have to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtls: Option<Mtls>,
+    /// How traffic within a node travels. Only `mtls` so far, which is the default.
+    #[serde(default, skip_serializing)]
+    #[schemars(schema_with = "same_node")]
+    pub(crate) same_node: Option<Ignored>,
+    /// Of every identity. In the policy of the mesh only. Default: cluster.local.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_domain: Option<TrustDomain>,
+    /// Other trust domains whose certificates are accepted and whose identities count as those of `trustDomain`. In the
+    /// policy of the mesh only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub trust_domain_aliases: Option<Vec<TrustDomain>>,
+}
+
+/// `mode` and `portModes` are merged as fields of their own.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Mtls {
+    /// Default: permissive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<MtlsMode>,
+    /// Ports of the workloads that differ. Only with a selector.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "port_modes")]
+    pub port_modes: Option<BTreeMap<Port, MtlsMode>>,
+}
+
+fn port_modes(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let mode = generator.subschema_for::<MtlsMode>();
+    schemars::json_schema!({
+        "type": ["object", "null"],
+        "propertyNames": { "format": "port" },
+        "additionalProperties": mode
+    })
+}
+
+crate::api::one_of_schema! {
+    same_node: ["mtls"];
 }
 
 /// Merged as one field. A mode alone may be written without `mode`: `outbound: registered-only`.

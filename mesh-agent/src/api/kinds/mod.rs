@@ -1,5 +1,6 @@
 //! The resources as users write them, one file a kind.
 
+mod authorization_policy;
 mod endpoint_slice;
 mod mesh_policy;
 mod namespace;
@@ -7,10 +8,14 @@ mod service;
 mod traffic_policy;
 mod workload;
 
+pub use authorization_policy::{
+    Action, AuthorizationPolicy, AuthorizationPolicySpec, Condition, ConditionKey, From, Operation,
+    Rule, Source, To,
+};
 pub use endpoint_slice::{
     AddressType, EndpointConditions, EndpointSlice, SliceEndpoint, SlicePort,
 };
-pub use mesh_policy::{Exclude, Level, MeshPolicy, MeshPolicySpec, Outbound, OutboundMode};
+pub use mesh_policy::{Exclude, Level, MeshPolicy, MeshPolicySpec, Mtls, Outbound, OutboundMode};
 pub use namespace::Namespace;
 pub use service::{Service, ServicePort, ServiceSpec, SessionAffinity, TargetPort};
 pub use traffic_policy::{

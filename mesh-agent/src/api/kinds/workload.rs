@@ -5,9 +5,12 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{
-    format::UnicastIp,
-    metadata::{Ignored, ObjectMeta},
+use crate::{
+    api::{
+        format::UnicastIp,
+        metadata::{Ignored, ObjectMeta},
+    },
+    model::TunnelProtocol,
 };
 
 /// One thing with an identity and addresses that is not a pod of a cluster: processes in a network namespace, or a
@@ -57,6 +60,10 @@ pub struct WorkloadSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "named_ports")]
     pub ports: BTreeMap<String, u16>,
+    /// How others of the mesh reach it: `HBONE` through a tunnel to its port 15008, `TCP` plainly. Default: HBONE for a
+    /// workload that is enrolled by label and names a `netns`, on whichever node, otherwise TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<TunnelProtocol>,
 }
 
 fn default_service_account() -> String {

@@ -85,13 +85,13 @@ fn kinds() {
         (
             "apiVersion: v1\nkind: 7\n",
             &[
-                "f:2:7: kind: expected Namespace, Service, EndpointSlice, Workload, MeshPolicy, TrafficPolicy, got 7",
+                "f:2:7: kind: expected Namespace, Service, EndpointSlice, Workload, MeshPolicy, TrafficPolicy, AuthorizationPolicy, got 7",
             ],
         ),
         (
             "apiVersion: mesh.covet.dev/v1alpha1\nkind: Worload\n",
             &[
-                "f:2:7: kind: expected one of Namespace, Service, EndpointSlice, Workload, MeshPolicy, TrafficPolicy, got \"Worload\"",
+                "f:2:7: kind: expected one of Namespace, Service, EndpointSlice, Workload, MeshPolicy, TrafficPolicy, AuthorizationPolicy, got \"Worload\"",
             ],
         ),
         (
@@ -101,9 +101,15 @@ fn kinds() {
             ],
         ),
         (
-            "apiVersion: mesh.covet.dev/v1alpha1\nkind: AuthorizationPolicy\n",
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n",
             &[
-                "f:2:7: kind: AuthorizationPolicy is not yet supported: this version does not authorize",
+                "f:1:13: apiVersion: expected mesh.covet.dev/v1alpha1 for an AuthorizationPolicy, got \"security.istio.io/v1\"",
+            ],
+        ),
+        (
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n",
+            &[
+                "f:2:7: kind: PeerAuthentication is not supported: write a MeshPolicy (mesh.covet.dev/v1alpha1) with spec.mtls",
             ],
         ),
         (
@@ -237,7 +243,7 @@ fn workloads_and_slices() {
             "f:7:24: spec.ports.a: expected 1..=65535, got 0",
         ]),
         (workload("  addresses: [10.0.0.1, 10.0.0.1]\n  protocol: hbone\n"), &[
-            "f:6:3: spec.protocol: not yet supported: this version has no tunnels",
+            "f:6:13: spec.protocol: expected one of TCP, HBONE, got \"hbone\"",
         ]),
         (workload("  addresses: [10.0.0.1, 10.0.0.1]\n"), &["f:5:25: spec.addresses[1]: address 10.0.0.1 is given twice"]),
         (WORKLOAD.replace("app: web", "mesh.covet.dev/enabled: \"yes\"") + "  addresses: [10.0.0.1]\n", &[
@@ -283,11 +289,12 @@ fn policies() {
             mesh(
                 "a",
                 "x",
-                "  mtls: {mode: Strict}\n  sameNode: direct\n  failPolicy: ajar\n  drainTimeout: 30\n  exclude: {ports: [0], cidrs: [10.0.0.0/33]}\n  outbound: {mode: alow}\n",
+                "  mtls: {mode: Strict, portModes: {8080: disable, x: strict}}\n  sameNode: direct\n  failPolicy: ajar\n  drainTimeout: 30\n  exclude: {ports: [0], cidrs: [10.0.0.0/33]}\n  outbound: {mode: alow}\n",
             ),
             &[
-                "f:5:3: spec.mtls: not yet supported: this version carries traffic without mTLS",
-                "f:6:3: spec.sameNode: not yet supported: this version carries same-node traffic through the proxy",
+                "f:5:16: spec.mtls.mode: expected one of strict, permissive, disable, got \"Strict\"",
+                "f:5:51: spec.mtls.portModes.x: expected as key a port, 1..=65535, got \"x\"",
+                "f:6:13: spec.sameNode: direct is not yet supported, traffic within a node takes the tunnel as well: expected mtls",
                 "f:7:15: spec.failPolicy: expected one of closed, open, got \"ajar\"",
                 "f:8:17: spec.drainTimeout: expected a string, got 30: put it in quotes",
                 "f:9:21: spec.exclude.ports[0]: expected 1..=65535, got 0",

@@ -8,10 +8,10 @@ use proptest::prelude::*;
 use super::MeshPolicies;
 use crate::{
     api::{
-        Cidr, Exclude, GepDuration, LabelSelector, Labels, MeshPolicySpec, Outbound,
-        OutboundMode as Mode, parse_bytes,
+        Cidr, Exclude, GepDuration, LabelSelector, Labels, MeshPolicySpec, Mtls, Outbound,
+        OutboundMode as Mode, Port, parse_bytes,
     },
-    model::{EffectivePolicy, FailPolicy, OutboundMode},
+    model::{EffectivePolicy, FailPolicy, MtlsMode, OutboundMode},
 };
 
 fn cidr() -> impl Strategy<Value = Cidr> {
@@ -33,16 +33,32 @@ fn spec(selector: Option<LabelSelector>) -> impl Strategy<Value = MeshPolicySpec
         prop::option::of(fail),
         prop::option::of(exclude),
         prop::option::of((0u64..9).prop_map(|s| GepDuration(Duration::from_secs(s)))),
+        prop::option::of(mtls()),
     )
         .prop_map(
-            move |(outbound, fail_policy, exclude, drain_timeout)| MeshPolicySpec {
+            move |(outbound, fail_policy, exclude, drain_timeout, mtls)| MeshPolicySpec {
                 selector: selector.clone(),
                 outbound,
                 fail_policy,
                 exclude,
                 drain_timeout,
+                mtls,
+                ..MeshPolicySpec::default()
             },
         )
+}
+
+fn mtls() -> impl Strategy<Value = Mtls> {
+    let mode = || {
+        prop_oneof![
+            Just(MtlsMode::Strict),
+            Just(MtlsMode::Permissive),
+            Just(MtlsMode::Disable),
+        ]
+    };
+    let port_modes = prop::collection::btree_map((1u16..4).prop_map(Port), mode(), 0..3);
+    (prop::option::of(mode()), prop::option::of(port_modes))
+        .prop_map(|(mode, port_modes)| Mtls { mode, port_modes })
 }
 
 fn selector() -> LabelSelector {
@@ -93,6 +109,12 @@ fn naive(wide_to_narrow: &[&MeshPolicySpec]) -> EffectivePolicy {
         }
         if let Some(drain) = spec.drain_timeout {
             policy.drain_timeout = drain.0;
+        }
+        if let Some(mode) = spec.mtls.as_ref().and_then(|mtls| mtls.mode) {
+            policy.mtls = mode;
+        }
+        if let Some(modes) = spec.mtls.as_ref().and_then(|mtls| mtls.port_modes.as_ref()) {
+            policy.port_mtls = modes.iter().map(|(port, mode)| (port.0, *mode)).collect();
         }
     }
     policy
