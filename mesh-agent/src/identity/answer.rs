@@ -81,7 +81,10 @@ pub(super) fn check(
     let trust = match bundle {
         Some(bundle) => bundle,
         None => {
-            own = trust.with_roots(roots.clone());
+            own = Trust {
+                roots: roots.clone(),
+                ..trust.clone()
+            };
             &own
         }
     };

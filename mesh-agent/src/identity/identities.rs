@@ -143,13 +143,14 @@ impl Identities {
             crl: options.crl.clone().map(Watched::new),
         };
         let seen = files.poll();
-        let trust = Trust::new(
-            seen.bundle
+        let trust = Trust {
+            roots: seen
+                .bundle
                 .transpose()?
                 .unwrap_or_else(|| Arc::new(Roots::none())),
-            seen.crl.transpose()?.unwrap_or_default(),
-            Arc::default(),
-        );
+            crls: seen.crl.transpose()?.unwrap_or_default(),
+            domains: Arc::default(),
+        };
         report_disowned(&trust);
         Ok(Arc::new(Self {
             ca_name: ca.name().into(),
@@ -207,7 +208,14 @@ impl Identities {
         let mut writer = self.writer();
         let trust = self.trust.get();
         if *trust.domains != domains {
-            self.change_trust(&mut writer, trust.with_domains(Arc::new(domains)));
+            let domains = Arc::new(domains);
+            self.change_trust(
+                &mut writer,
+                Trust {
+                    domains,
+                    ..(*trust).clone()
+                },
+            );
         }
     }
 
@@ -366,17 +374,18 @@ impl Identities {
     fn take_files(&self, seen: Seen) {
         let now = self.options.clock.now();
         let mut writer = self.writer();
-        let old = self.trust.get();
-        let (mut new_roots, mut new_crls) = (None, None);
+        let mut trust = (*self.trust.get()).clone();
+        let mut changed = false;
         match seen.bundle {
             Some(Ok(roots)) => {
                 writer.bundle.error = None;
-                if !roots.same(&old.roots) {
+                if !roots.same(&trust.roots) {
                     tracing::info!(
                         roots = roots.certificates().len(),
                         "the trust bundle has changed"
                     );
-                    new_roots = Some(roots);
+                    trust.roots = roots;
+                    changed = true;
                 }
             }
             Some(Err(error)) => writer.bundle.keep_last(&error, now),
@@ -386,23 +395,19 @@ impl Identities {
             Some(Ok(crls)) => {
                 writer.crl.error = None;
                 writer.crl_loaded = now;
-                if !crls.same(&old.crls) {
+                if !crls.same(&trust.crls) {
                     tracing::info!(
                         lists = crls.lists().len(),
                         "the revocation lists have changed"
                     );
-                    new_crls = Some(crls);
+                    trust.crls = crls;
+                    changed = true;
                 }
             }
             Some(Err(error)) => writer.crl.keep_last(&error, now),
             None => {}
         }
-        if new_roots.is_some() || new_crls.is_some() {
-            let trust = Trust::new(
-                new_roots.unwrap_or_else(|| old.roots.clone()),
-                new_crls.unwrap_or_else(|| old.crls.clone()),
-                old.domains.clone(),
-            );
+        if changed {
             self.change_trust(&mut writer, trust);
         }
     }
