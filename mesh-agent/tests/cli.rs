@@ -40,6 +40,50 @@ impl AgentView for View {
     fn services(&self) -> Vec<api::Service> {
         Vec::new()
     }
+    fn certificates(&self) -> api::Certificates {
+        api::Certificates {
+            ca: api::CaState {
+                name: "built-in".into(),
+                last_error: Some("no answer".into()),
+                ..api::CaState::default()
+            },
+            identities: vec![api::Certificate {
+                identity: "spiffe://cluster.local/ns/shop/sa/client".into(),
+                state: "missing".into(),
+                ..api::Certificate::default()
+            }],
+            ..api::Certificates::default()
+        }
+    }
+    fn policies(&self) -> Vec<api::Policy> {
+        ["shop/web", "shop/db"]
+            .map(|name| api::Policy {
+                name: name.into(),
+                workloads: vec![format!("{name}-1")],
+                dry_run: name == "shop/db",
+                ..api::Policy::default()
+            })
+            .to_vec()
+    }
+    fn explain(&self, query: &api::ExplainQuery) -> Result<api::Explanation, String> {
+        let api::ExplainQuery {
+            source,
+            destination,
+            namespace,
+        } = query;
+        if source == "nobody" {
+            return Err("no workload default/nobody".into());
+        }
+        Ok(api::Explanation {
+            verdict: api::Verdict {
+                allowed: false,
+                reason: Some("policy_denied".into()),
+                why: format!("{source} to {destination} in {namespace:?}"),
+                ..api::Verdict::default()
+            },
+            ..api::Explanation::default()
+        })
+    }
     fn config(&self) -> serde_json::Value {
         serde_json::json!({"services": ["shop/web"]})
     }
@@ -142,6 +186,9 @@ fn every_command_in_every_format() {
         &["connections"],
         &["connections", "--closed"],
         &["services"],
+        &["certs"],
+        &["policies"],
+        &["explain", "client", "web:80"],
         &["config", "dump"],
         &["log-level"],
     ] {
@@ -166,6 +213,44 @@ fn every_command_in_every_format() {
         served.said(&["release", "--node", "n1"]),
         "removed link connect4\n"
     );
+}
+
+#[test]
+fn certificates_policies_and_explanations() {
+    let served = Served::start();
+    let status = served.command(&["status"]).output().unwrap();
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.contains("not ready"), "{status}");
+    assert!(status.contains("certificates: 0 of 1 valid"), "{status}");
+    let certs = served.said(&["certs"]);
+    for part in [
+        "/ns/shop/sa/client  missing",
+        "no answer",
+        "no root is trusted",
+    ] {
+        assert!(certs.contains(part), "{part} in {certs}");
+    }
+    assert!(
+        served
+            .said(&["certs", "-n", "bank"])
+            .contains("no identities")
+    );
+    let policies = served.said(&["policies", "--workload", "db-1"]);
+    assert!(policies.contains("shop/db"), "{policies}");
+    assert!(policies.contains("dry run"), "{policies}");
+    assert!(!policies.contains("shop/web"), "{policies}");
+    let explained = served.said(&["explain", "client", "[fd00::2]:80", "-n", "shop"]);
+    assert!(
+        explained.contains("refused (policy_denied): client to [fd00::2]:80 in Some(\"shop\")"),
+        "{explained}"
+    );
+    let unknown = served
+        .command(&["explain", "nobody", "web"])
+        .output()
+        .unwrap();
+    assert_eq!(code(&unknown), Some(1));
+    let said = String::from_utf8(unknown.stderr).unwrap();
+    assert!(said.contains("no workload default/nobody"), "{said}");
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub(super) async fn execute(global: &Global, screen: &Screen) -> Result<ExitCode
 
 pub(super) fn render(certs: &Certificates, wide: bool, now_ms: u64, screen: &Screen) -> String {
     let mut out = if certs.identities.is_empty() {
-        "no identities: no workload of this node is enrolled\n".to_owned()
+        "no identities (a workload gets one when it is enrolled)\n".to_owned()
     } else {
         identities(&certs.identities, wide, now_ms).render(screen.width, screen.colour)
     };
