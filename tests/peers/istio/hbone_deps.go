@@ -1,3 +1,0 @@
-package main
-
-import _ "istio.io/istio/pkg/hbone"
