@@ -296,6 +296,8 @@ fn good(config: &Config, ns: &NetNs) -> IpAddr {
         node: "n1".into(),
         addresses: vec![address],
         netns: Some(ns.path()),
+        service_account: None,
+        protocol: None,
         weight: None,
         ports: Vec::new(),
     });

@@ -6,7 +6,10 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,12 +21,15 @@ use crate::{
     config::Config,
     metrics::Scrape,
     node::Node,
+    pki::Authority,
     prereq, run, runner,
     wait::eventually_some,
 };
 
 /// How long an agent may take to be ready. Generous: two cores may be busy with other tests.
 const READY: Duration = Duration::from_secs(20);
+/// Where agents keep their state, in folders named as their nodes.
+const STATE: &str = "/var/lib/mesh-agent";
 const CLI: Duration = Duration::from_secs(20);
 
 /// The binary under test: MESH_AGENT_BIN, or built now, so that it is never an old one.
@@ -215,6 +221,61 @@ impl Agent {
         }
     }
 
+    /// Resident memory in bytes.
+    pub fn memory(&self) -> u64 {
+        resident(self.pid()).expect("the agent runs")
+    }
+
+    /// The most resident memory while `work` runs, looked at every few milliseconds.
+    pub fn peak_memory_of(&self, work: impl FnOnce()) -> u64 {
+        let pid = self.pid();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                let mut most = 0;
+                while !done.load(Ordering::Relaxed) {
+                    most = most.max(resident(pid).unwrap_or(0));
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                most.max(resident(pid).unwrap_or(0))
+            });
+            // Also when it panics, or the scope would wait for ever.
+            let _stop = OnDrop(&done);
+            work();
+            done.store(true, Ordering::Relaxed);
+            watch.join().expect("join")
+        })
+    }
+
+    /// Where the agent keeps what is to survive it.
+    pub fn state_folder(&self) -> PathBuf {
+        Path::new(STATE).join(self.node.name())
+    }
+
+    /// Puts an authority into the folder of an agent that has not run yet.
+    pub fn seed_authority(&self, authority: &Authority) {
+        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+        let dir = self.state_folder().join("ca");
+        let mut folder = std::fs::DirBuilder::new();
+        folder.recursive(true).mode(0o700);
+        folder.create(&dir).expect("make a folder");
+        for (name, text) in [
+            ("key.pem", authority.key_pem()),
+            ("chain.pem", authority.chain_pem()),
+            ("roots.pem", authority.root_pem()),
+        ] {
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = options.open(dir.join(name)).expect("make a file");
+            file.write_all(text.as_bytes()).expect("write");
+        }
+    }
+
+    /// The root of the agent's own certificate authority, with its key.
+    pub fn built_in_authority(&self) -> Authority {
+        Authority::load(&self.state_folder().join("ca"))
+    }
+
     /// Waits for the process to end; gives its exit code.
     pub fn wait_end(&self, deadline: Duration) -> Option<i32> {
         let mut process = self.process();
@@ -304,6 +365,21 @@ impl Agent {
     }
 }
 
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn resident(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmRSS:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
         self.kill();
@@ -311,6 +387,7 @@ impl Drop for Agent {
         let _ = Command::new(binary())
             .args(["release", "--node", self.node.name()])
             .output();
+        let _ = std::fs::remove_dir_all(self.state_folder());
     }
 }
 

@@ -67,6 +67,19 @@ impl Config {
         self.put("mesh-policy.yaml", &mesh_policy(spec));
     }
 
+    /// An AuthorizationPolicy; `spec` is indented by two spaces.
+    pub fn authorization(&self, namespace: &str, name: &str, spec: &str) {
+        self.put(
+            &format!("authorization-{namespace}-{name}.yaml"),
+            &authorization(namespace, name, spec),
+        );
+    }
+
+    /// Takes an AuthorizationPolicy back.
+    pub fn no_authorization(&self, namespace: &str, name: &str) {
+        self.remove(&format!("authorization-{namespace}-{name}.yaml"));
+    }
+
     /// A TrafficPolicy of one service; `spec` is indented by two spaces.
     pub fn traffic_policy(&self, namespace: &str, service: &str, spec: &str) {
         self.put(
@@ -94,6 +107,19 @@ pub fn mesh_policy(spec: &str) -> String {
     )
 }
 
+/// A MeshPolicy of any scope; `spec` is indented by two spaces.
+pub fn scoped_mesh_policy(namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata:\n  name: {name}\n  namespace: {namespace}\nspec:\n{spec}\n"
+    )
+}
+
+pub fn authorization(namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: mesh.covet.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: {name}\n  namespace: {namespace}\nspec:\n{spec}\n"
+    )
+}
+
 pub fn traffic_policy(namespace: &str, service: &str, spec: &str) -> String {
     format!(
         "apiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata:\n  name: {service}\n  namespace: {namespace}\nspec:\n  targetRefs:\n  - group: \"\"\n    kind: Service\n    name: {service}\n{spec}\n"
@@ -109,6 +135,9 @@ pub struct Workload {
     pub node: String,
     pub addresses: Vec<IpAddr>,
     pub netns: Option<PathBuf>,
+    pub service_account: Option<String>,
+    /// `HBONE` or `TCP`; absent: as the workload's own agent has it.
+    pub protocol: Option<String>,
     pub weight: Option<u32>,
     pub ports: Vec<(String, u16)>,
 }
@@ -123,6 +152,8 @@ impl Workload {
             node: node.into(),
             addresses: vec![pod.v4.into(), pod.v6.into()],
             netns: Some(pod.path()),
+            service_account: None,
+            protocol: None,
             weight: None,
             ports: Vec::new(),
         }
@@ -145,6 +176,12 @@ impl Workload {
         }
         if let Some(netns) = &self.netns {
             let _ = writeln!(out, "  netns: {}", netns.display());
+        }
+        if let Some(account) = &self.service_account {
+            let _ = writeln!(out, "  serviceAccount: {account}");
+        }
+        if let Some(protocol) = &self.protocol {
+            let _ = writeln!(out, "  protocol: {protocol}");
         }
         if let Some(weight) = self.weight {
             let _ = writeln!(out, "  weight: {weight}");

@@ -75,3 +75,9 @@ pub fn disconnect(sock: impl AsFd) -> io::Result<()> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// How many packets an AF_PACKET socket lost since this was last asked (packet(7), PACKET_STATISTICS).
+pub fn packet_drops(sock: impl AsFd) -> io::Result<u32> {
+    const PACKET_STATISTICS: i32 = 6;
+    get(sock, libc::SOL_PACKET, PACKET_STATISTICS, [0_u32; 2]).map(|[_, drops]| drops)
+}
