@@ -11,6 +11,7 @@ mod crl;
 mod csr;
 mod file;
 mod identities;
+mod istio_ca;
 mod keys;
 mod moment;
 mod peer;
@@ -29,12 +30,14 @@ use std::{path::Path, sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use rustls_pki_types::CertificateDer;
 
+pub(crate) use self::moment::moment;
 pub use self::{
     builtin::{BuiltInCa, SignerFolder},
     bundle::FileError,
     clock::{Clock, SystemClock},
     csr::{Csr, CsrError},
     identities::{Identities, IdentityOptions},
+    istio_ca::{IstioCa, IstioCaError, IstioCaOptions, signed},
     peer::{PeerIdentity, PeerRefused, Standing},
     signer::{BACKDATE, DEFAULT_TTL, SignError, Signer, SignerError},
     status::{

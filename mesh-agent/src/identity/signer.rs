@@ -12,7 +12,7 @@ use std::{
 
 use rcgen::{
     CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SerialNumber,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 
@@ -24,6 +24,8 @@ use super::{
     trust::{Domains, Role, Trust, within},
 };
 use crate::model::SpiffeId;
+
+pub(super) use files::private;
 
 /// Certificates begin this long before they are made, for nodes whose clocks are behind.
 pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
@@ -174,6 +176,18 @@ impl Signer {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>, SignError> {
+        let name = uri_name(id).map_err(|error| SignError::Crypto(error.to_string()))?;
+        self.sign_names(key, vec![name], ttl, now)
+    }
+
+    /// As [`Self::sign`], with other names: for the authority's own port.
+    pub(super) fn sign_names(
+        &self,
+        key: &impl PublicKeyData,
+        names: Vec<SanType>,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, SignError> {
         if now >= self.not_after {
             return Err(SignError::AuthorityExpired(super::moment::moment(
                 self.not_after,
@@ -182,7 +196,7 @@ impl Signer {
         let crypto = |error: rcgen::Error| SignError::Crypto(error.to_string());
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![uri_name(id).map_err(crypto)?];
+        params.subject_alt_names = names;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,

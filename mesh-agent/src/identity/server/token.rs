@@ -57,8 +57,8 @@ pub enum TokenError {
     Expired(String),
     #[error("the token is valid from {0} on: compare the clocks of this node and the authority")]
     NotYet(String),
-    #[error("the token {0} is revoked")]
-    Revoked(String),
+    #[error("the token {} is revoked: make a new one with `mesh-agent ca token`", .0.id)]
+    Revoked(NodeToken),
 }
 
 /// The key that signs tokens, and verifies them.

@@ -71,7 +71,7 @@ impl Files {
 }
 
 /// Refuses what others may read or write, and what belongs to somebody else.
-fn private(path: &Path, want: u32) -> Result<(), SignerError> {
+pub(in crate::identity) fn private(path: &Path, want: u32) -> Result<(), SignerError> {
     let meta = fs::metadata(path).map_err(|source| io_error("read", path, source))?;
     let mode = meta.mode() & 0o7777;
     if mode & 0o077 != 0 {
