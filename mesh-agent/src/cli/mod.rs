@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent reachable.
 
+mod ca;
 mod certs;
 mod check;
 mod completions;
@@ -102,6 +103,9 @@ enum Command {
     SupportBundle(support_bundle::SupportBundle),
     /// Removes everything the agent made in the kernel, and says what that was
     Release(release::Release),
+    /// A certificate authority for a mesh without Kubernetes
+    #[command(subcommand)]
+    Ca(ca::Ca),
     /// Prints a completion script
     Completions(completions::Completions),
     /// Prints the version
@@ -131,6 +135,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Run(run) => run.execute(&global),
         Command::Check(check) => check.execute(&global, &screen),
+        Command::Ca(ca) => ca.execute(&global, &screen),
         Command::Config(config::Config::Validate(validate)) => validate.execute(&global, &screen),
         Command::Completions(completions) => completions.execute(&screen, &mut Cli::command()),
         Command::Version => version::execute(&global, &screen),
@@ -155,8 +160,10 @@ async fn ask(command: Command, global: &Global, screen: &Screen) -> Result<ExitC
         Command::LogLevel(level) => level.execute(global, screen).await,
         Command::SupportBundle(bundle) => bundle.execute(global, screen).await,
         Command::Release(release) => release.execute(global, screen).await,
-        Command::Run(_) | Command::Check(_) | Command::Completions(_) | Command::Version => {
-            Err(Failure::new("this command needs no agent"))
-        }
+        Command::Run(_)
+        | Command::Ca(_)
+        | Command::Check(_)
+        | Command::Completions(_)
+        | Command::Version => Err(Failure::new("this command needs no agent")),
     }
 }

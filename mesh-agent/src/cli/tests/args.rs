@@ -36,6 +36,10 @@ fn every_command_is_accepted_with_global_options_behind_it() {
         "log-level info,access=off",
         "support-bundle --file /tmp/x.tar",
         "release",
+        "ca serve --state /s --config /c --dns-name ca.example --ip 10.0.0.1 --trust-domain td --cert-ttl-max 12h",
+        "ca token --state /s --ttl 8h",
+        "ca revoke --state /s 0a 0b",
+        "ca rotate-root --state /s activate --wait 0s",
         "completions bash",
         "version",
     ] {
@@ -62,6 +66,10 @@ fn wrong_usage_is_refused() {
         "workloads -o xml",
         "status --node ../etc",
         "status --node a/b",
+        "ca serve",
+        "ca serve --state /s --cert-ttl-max 1day",
+        "ca serve --state /s --trust-domain UPPER",
+        "ca rotate-root --state /s",
         "frobnicate",
     ] {
         assert!(parse(line).is_err(), "{line}");
@@ -72,8 +80,8 @@ fn wrong_usage_is_refused() {
 fn every_command_and_option_is_documented_and_the_reverse() {
     let docs = include_str!("../../../../docs/reference/cli.md");
     let command = Cli::command();
-    for sub in command.get_subcommands() {
-        let name = sub.get_name();
+    let subcommands = all_below(&command, "");
+    for (name, sub) in &subcommands {
         assert!(docs.contains(&format!("`{name}")), "command {name}");
         for arg in sub.get_arguments().chain(command.get_arguments()) {
             if let Some(long) = arg.get_long()
@@ -83,8 +91,9 @@ fn every_command_and_option_is_documented_and_the_reverse() {
             }
         }
     }
-    let known: Vec<String> = command
-        .get_subcommands()
+    let known: Vec<String> = subcommands
+        .iter()
+        .map(|(_, sub)| *sub)
         .chain([&command])
         .flat_map(clap::Command::get_arguments)
         .filter_map(|a| Some(format!("--{}", a.get_long()?)))
@@ -100,6 +109,17 @@ fn every_command_and_option_is_documented_and_the_reverse() {
             );
         }
     }
+}
+
+/// Subcommands of every depth, with the words that call them.
+fn all_below<'a>(command: &'a clap::Command, path: &str) -> Vec<(String, &'a clap::Command)> {
+    let below = command.get_subcommands().flat_map(|sub| {
+        let name = format!("{path}{}", sub.get_name());
+        let mut all = all_below(sub, &format!("{name} "));
+        all.push((name, sub));
+        all
+    });
+    below.collect()
 }
 
 #[test]

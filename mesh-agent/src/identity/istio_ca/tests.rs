@@ -220,7 +220,7 @@ fn serve_tls(
 ) -> (SocketAddr, JoinHandle<()>) {
     let address = listener.local_addr().unwrap();
     let task = tokio::spawn(async move {
-        let mut asked = 0;
+        let (mut asked, mut held) = (0, Vec::new());
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             let Ok(stream) = acceptor.accept(stream).await else {
@@ -240,7 +240,7 @@ fn serve_tls(
                 data.extend((message.len() as u32).to_be_bytes());
                 data.extend(message);
                 if trailers == Some("hang") {
-                    std::mem::forget(send);
+                    held.push(send);
                     continue;
                 }
                 send.send_data(Bytes::from(data), trailers.is_none())

@@ -319,7 +319,7 @@ async fn roots_are_replaced_while_it_signs() {
     };
     let step = |step, wait| state.rotate(step, wait, SystemTime::now());
     let (old, roots) = issuer_and_roots().await;
-    assert_eq!(roots, [old.clone()]);
+    assert_eq!(roots, std::slice::from_ref(&old));
     for (wrong, why) in [
         (Step::Activate, "no new root"),
         (Step::Finish, "no old root"),
