@@ -1,6 +1,10 @@
 //! What telemetry asks of the other parts: names from the catalog, records and gauges from capture.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use mesh_common::ConnRecord;
 
@@ -31,6 +35,12 @@ impl Directory for Names {
 
     fn service_by_address(&self, ip: IpAddr) -> Option<ResourceName> {
         Some(self.0.load().service_by_vip(ip)?.name.clone())
+    }
+
+    fn policies(&self) -> Option<HashSet<ResourceName>> {
+        let snapshot = self.0.load();
+        let names = snapshot.authorization_policies();
+        Some(names.map(|p| p.policy.name.clone()).collect())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What telemetry asks of others: names for addresses, and the kernel's records.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use mesh_common::ConnRecord;
 
@@ -13,9 +13,9 @@ pub trait Directory: Send + Sync {
     fn workload_by_address(&self, ip: IpAddr) -> Option<ResourceName>;
     /// By virtual address.
     fn service_by_address(&self, ip: IpAddr) -> Option<ResourceName>;
-    /// Whether there is such an AuthorizationPolicy; the series of one that is gone are forgotten.
-    fn has_policy(&self, _: &ResourceName) -> bool {
-        true
+    /// Every AuthorizationPolicy; the series of one that is gone are forgotten. `None`: not known.
+    fn policies(&self) -> Option<HashSet<ResourceName>> {
+        None
     }
 }
 

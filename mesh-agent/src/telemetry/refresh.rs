@@ -54,9 +54,9 @@ impl Shared {
         lock(&self.closed).expire(now);
         if round.is_multiple_of(FULL_EVERY) {
             self.flows.expire(now);
-            self.counts
-                .decisions
-                .retain(|policy| self.directory().has_policy(policy));
+            if let Some(policies) = self.directory().policies() {
+                self.counts.decisions.retain(|p| policies.contains(p));
+            }
         }
     }
 

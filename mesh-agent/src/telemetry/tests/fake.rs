@@ -1,7 +1,7 @@
 //! A catalog and a BPF map for tests.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::{Arc, Mutex},
 };
@@ -118,6 +118,10 @@ impl Directory for World {
 
     fn service_by_address(&self, ip: IpAddr) -> Option<ResourceName> {
         (ip == IpAddr::from([10, 96, 0, 1])).then(|| name("shop/web"))
+    }
+
+    fn policies(&self) -> Option<HashSet<ResourceName>> {
+        Some(HashSet::from([name("shop/web-clients")]))
     }
 }
 

@@ -229,3 +229,22 @@ fn the_kernels_record_says_whether_there_is_mutual_tls() {
     plain.finish(Reason::Completed);
     secured.finish(Reason::Completed);
 }
+
+#[test]
+fn a_policy_takes_its_series_along() {
+    let (t, _) = telemetry(TelemetryOptions::default());
+    for policy in ["shop/web-clients", "shop/gone"] {
+        t.decision(Some(&name(policy)), Outcome::Allow);
+    }
+    let decided = |t: &crate::telemetry::Telemetry, policy| {
+        let text = t.exposition();
+        sum(
+            &text,
+            "mesh_authorization_decisions_total",
+            &[("policy", policy)],
+        )
+    };
+    assert_eq!(decided(&t, "gone"), 1);
+    t.refresh(0);
+    assert_eq!((decided(&t, "gone"), decided(&t, "web-clients")), (0, 1));
+}
