@@ -109,6 +109,8 @@ impl TlsIdentity {
         let sessions = Arc::new(ClientSessionMemoryCache::new(CLIENT_SESSIONS));
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.enable_sni = false;
+        // Tunnels seal and open records themselves, with the keys of the handshake.
+        client.enable_secret_extraction = true;
         client.resumption = Resumption::store(sessions.clone());
 
         let mut server = ServerConfig::builder_with_details(provider(), time)
@@ -116,6 +118,7 @@ impl TlsIdentity {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(resolver);
         server.alpn_protocols = vec![ALPN.to_vec()];
+        server.enable_secret_extraction = true;
         server.ticketer = aws_lc_rs::Ticketer::new()?;
         server.send_tls13_tickets = TICKETS;
 

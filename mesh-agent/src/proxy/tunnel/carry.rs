@@ -21,7 +21,7 @@ use rustix::{
 use tokio::{io::Interest, net::TcpStream};
 
 use super::{
-    buffers::{CHUNK, Chunk},
+    buffers::{CHUNK, CHUNKS},
     stream::{Gone, Received, Stream},
     watch::LegWatch,
 };
@@ -231,8 +231,9 @@ impl Out {
 
     fn read(&self, leg: &TcpStream, room: usize) -> io::Result<Read> {
         if self.streak >= BULK_AFTER && room > SMALL {
-            let mut chunk = Chunk::take();
-            let (n, drained) = match read_once(leg, chunk.space(room))? {
+            let mut chunk = CHUNKS.take();
+            let room = room.min(CHUNK);
+            let (n, drained) = match read_once(leg, &mut chunk[..room])? {
                 Some(read) => read,
                 None => return Ok(Read::Nothing),
             };

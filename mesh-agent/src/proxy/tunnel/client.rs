@@ -1,6 +1,7 @@
 //! A tunnel that we dial: made, driven to its end, and streams opened on it.
 
 use std::{
+    future::{Future, poll_fn},
     io,
     net::SocketAddr,
     pin::pin,
@@ -8,6 +9,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU8, Ordering},
     },
+    task::Poll,
 };
 
 use bytes::Bytes;
@@ -22,8 +24,9 @@ use tokio::{
 
 use super::{
     Credentials, TunnelOptions, TunnelRequest, TunnelStream, credentials,
+    handshake::connect,
     headers::{Baggage, Forwarded, TraceParent},
-    io::{TlsIo, chain, connect},
+    io::{Outgoing, TlsIo},
     life::{self, Windows},
     link::{Idle, Link},
     stream::Stream,
@@ -54,6 +57,7 @@ pub(super) struct Client {
 /// Its task's part.
 pub(super) struct Driver {
     connection: Connection<TlsIo, Bytes>,
+    outgoing: Arc<Outgoing>,
     chain: Vec<CertificateDer<'static>>,
     link: Arc<Link>,
     windows: Windows,
@@ -137,13 +141,12 @@ impl Maker<'_> {
         let begin = Instant::now();
         let name = ServerName::IpAddress(peer.ip().into());
         let connecting = connect(Arc::clone(&tls.client), stream, name.clone());
-        let io = connecting.await.map_err(|error| {
+        let (io, chain) = connecting.await.map_err(|error| {
             tracing::warn!(%peer, cause = error.cause(), %error, "no TLS with the other agent");
             self.failed(error.cause());
             error.reason()
         })?;
         // A resumed session verified nothing, and whom the chain is for was not looked at yet.
-        let chain = chain(&io);
         let verified = self.credentials.verify(&chain, Role::Server);
         let found = verified.map_err(|refused| {
             tracing::warn!(%peer, cause = refused.cause(), error = %refused, "the other agent is refused");
@@ -172,6 +175,7 @@ impl Maker<'_> {
     ) -> Result<Made, Reason> {
         let options = self.options;
         self.stage.set(Reason::TunnelProtocol);
+        let (outgoing, probe) = (io.outgoing(), io.probe());
         let window = Windows::initial();
         let handshake = h2::client::Builder::new()
             .initial_window_size(window)
@@ -193,11 +197,12 @@ impl Maker<'_> {
                 requests,
                 link: Arc::clone(&link),
                 peer: Arc::new(found),
-                probe: Weak::new(),
+                probe,
                 max_streams: options.max_streams,
             },
             driver: Driver {
                 connection,
+                outgoing,
                 chain,
                 link,
                 windows: Windows::new(window),
@@ -233,12 +238,14 @@ impl Driver {
     ) {
         let Self {
             mut connection,
+            outgoing,
             chain,
             link,
             mut windows,
         } = self;
         let ping = connection.ping_pong();
-        let mut heart = pin!(life::beat(ping, options));
+        outgoing.drive();
+        let mut heart = pin!(life::beat(ping, options, &outgoing));
         let mut distrust = pin!(life::distrust(
             credentials,
             &chain,
@@ -253,7 +260,14 @@ impl Driver {
         loop {
             tokio::select! {
                 biased;
-                ended = &mut connection => {
+                ended = poll_fn(|cx| {
+                    let ended = std::pin::Pin::new(&mut connection).poll(cx);
+                    // What all streams had to say leaves together. Its failure is the connection's next.
+                    match outgoing.poll_flush(cx) {
+                        Poll::Ready(Err(error)) => Poll::Ready(Err(error.to_string())),
+                        _ => ended.map_err(|error| error.to_string()),
+                    }
+                }) => {
                     if let Err(error) = ended {
                         tracing::debug!(%error, "a tunnel ended");
                     }

@@ -9,9 +9,9 @@ use std::{
 
 use h2::{Ping, PingPong};
 use rustls_pki_types::CertificateDer;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Credentials, TunnelOptions};
+use super::{Credentials, TunnelOptions, io::Outgoing};
 use crate::identity::{PeerRefused, Role, Standing};
 
 /// Receive window of a tunnel as a whole. It is only a permission: what a stream may hold back is bounded by its own
@@ -94,8 +94,9 @@ impl Windows {
     }
 }
 
-/// Asks the peer whether it is there; resolves when it is not.
-pub(super) async fn beat(ping: Option<PingPong>, options: &TunnelOptions) {
+/// Asks the peer whether it is there; resolves when it is not. An answer may be stuck behind much data on a slow network:
+/// as long as anything moves, the peer is there.
+pub(super) async fn beat(ping: Option<PingPong>, options: &TunnelOptions, outgoing: &Outgoing) {
     let Some(mut ping) = ping else {
         return std::future::pending().await;
     };
@@ -107,12 +108,15 @@ pub(super) async fn beat(ping: Option<PingPong>, options: &TunnelOptions) {
             // The connection is over, which its driver learns.
             return std::future::pending().await;
         }
-        let late = Instant::now() + options.ping_timeout;
-        let pong = pin!(poll_fn(|cx| ping.poll_pong(cx)));
-        match timeout_at(late, pong).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => return std::future::pending().await,
-            Err(_) => return,
+        let mut pong = pin!(poll_fn(|cx| ping.poll_pong(cx)));
+        loop {
+            let before = outgoing.progress();
+            match timeout(options.ping_timeout, pong.as_mut()).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(_)) => return std::future::pending().await,
+                Err(_) if outgoing.progress() == before => return,
+                Err(_) => {}
+            }
         }
     }
 }

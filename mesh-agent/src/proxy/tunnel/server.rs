@@ -1,9 +1,11 @@
 //! A tunnel that another agent dials: TLS, HTTP/2, and its streams handed to the workload one by one.
 
 use std::{
+    future::poll_fn,
     net::{IpAddr, SocketAddr},
     pin::pin,
     sync::{Arc, Weak},
+    task::Poll,
 };
 
 use bytes::Bytes;
@@ -21,8 +23,9 @@ use tokio::{
 
 use super::{
     TunnelOptions, TunnelStream, credentials,
+    handshake::accept,
     headers::{Baggage, client_of, parse_authority},
-    io::{TlsIo, accept, chain},
+    io::{Outgoing, TlsIo},
     life::{self, Windows},
     link::{Idle, Link},
     pool::Handshake,
@@ -87,6 +90,7 @@ pub(in crate::proxy) async fn serve(shared: Arc<Shared>, served: Arc<Served>, ac
     drop(handshake);
     let Made {
         connection,
+        outgoing,
         chain,
         identity,
         windows,
@@ -101,6 +105,7 @@ pub(in crate::proxy) async fn serve(shared: Arc<Shared>, served: Arc<Served>, ac
     };
     let driver = Driver {
         connection,
+        outgoing,
         chain,
         windows,
         link: Arc::default(),
@@ -116,6 +121,7 @@ pub(in crate::proxy) async fn serve(shared: Arc<Shared>, served: Arc<Served>, ac
 /// What a handshake brings.
 struct Made {
     connection: Connection<TlsIo, Bytes>,
+    outgoing: Arc<Outgoing>,
     chain: Vec<CertificateDer<'static>>,
     identity: PeerIdentity,
     windows: Windows,
@@ -142,13 +148,12 @@ async fn make(
     let credentials = shared.tunnels.credentials.as_ref();
     let tls = credentials.tls(&own, deadline).await?;
     let begin = Instant::now();
-    let io = accept(tls.server, stream).await.map_err(|error| {
+    let (io, chain) = accept(tls.server, stream).await.map_err(|error| {
         tracing::debug!(%workload, %client, cause = error.cause(), %error, "no TLS with a client");
         failed(shared, error.cause());
         error.reason()
     })?;
     // A resumed session verified nothing.
-    let chain = chain(&io);
     let identity = credentials.verify(&chain, Role::Client).map_err(|refused| {
         tracing::warn!(%workload, %client, cause = refused.cause(), error = %refused, "a client is refused");
         failed(shared, refused.cause());
@@ -156,6 +161,7 @@ async fn make(
     })?;
     let telemetry = &shared.telemetry;
     telemetry.handshake_done(telemetry::Role::Server, begin.elapsed());
+    let outgoing = io.outgoing();
     let window = Windows::initial();
     let mut builder = h2::server::Builder::new();
     builder
@@ -175,6 +181,7 @@ async fn make(
     })?;
     Ok(Made {
         connection,
+        outgoing,
         chain,
         identity,
         windows: Windows::new(window),
@@ -189,6 +196,7 @@ fn failed(shared: &Shared, cause: &'static str) {
 
 struct Driver {
     connection: Connection<TlsIo, Bytes>,
+    outgoing: Arc<Outgoing>,
     chain: Vec<CertificateDer<'static>>,
     windows: Windows,
     link: Arc<Link>,
@@ -199,6 +207,7 @@ impl Driver {
     async fn run(self, shared: &Arc<Shared>, served: &Arc<Served>, options: &TunnelOptions) {
         let Self {
             mut connection,
+            outgoing,
             chain,
             mut windows,
             link,
@@ -206,7 +215,8 @@ impl Driver {
         } = self;
         let ping = connection.ping_pong();
         let retire = Arc::new(tokio::sync::Notify::new());
-        let mut heart = pin!(life::beat(ping, options));
+        outgoing.drive();
+        let mut heart = pin!(life::beat(ping, options, &outgoing));
         let credentials = shared.tunnels.credentials.as_ref();
         let mut distrust = pin!(life::distrust(
             credentials,
@@ -225,7 +235,14 @@ impl Driver {
         loop {
             tokio::select! {
                 biased;
-                stream = connection.accept() => match stream {
+                stream = poll_fn(|cx| {
+                    let stream = connection.poll_accept(cx);
+                    // What all streams had to say leaves together. Its failure is the connection's next.
+                    match outgoing.poll_flush(cx) {
+                        Poll::Ready(Err(error)) => Poll::Ready(Some(Err(error.to_string()))),
+                        _ => stream.map_err(|error| error.to_string()),
+                    }
+                }) => match stream {
                     Some(Ok((request, respond))) => {
                         take(shared, served, Incoming::new(request, respond, &peer, &link));
                     }
