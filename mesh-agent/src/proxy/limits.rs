@@ -10,9 +10,12 @@ use std::{
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors kept for the agent itself: listeners, maps, netlink, admin, and the sockets kept ready for pods.
+/// Descriptors kept for the agent itself: maps, admin, files, and the sockets that pods take beyond those below.
 const RESERVE_MIN: u64 = 128;
 const RESERVE_SHARE: u64 = 32;
+/// A pod at rest: six listeners (three roles, two families), capture's and the proxy's; its namespace; three netlink
+/// sockets; two sockets kept ready for each family.
+const POD_DESCRIPTORS: usize = 20;
 /// One of so many descriptors may be an end of a pipe.
 const PIPES_SHARE: u64 = 32;
 /// More pipes would not be faster, and each may hold 256 KiB for a reader that has paused.
@@ -44,6 +47,8 @@ pub struct Capacity {
     pub connections: usize,
     /// Pipes at once; each takes two descriptors.
     pub pipes: usize,
+    /// Pods that the reserve has room for; each one more takes the place of connections.
+    pub pods: usize,
 }
 
 impl Capacity {
@@ -57,14 +62,22 @@ impl Capacity {
         Self {
             connections: connections as usize,
             pipes: pipes as usize,
+            pods: reserve as usize / 2 / POD_DESCRIPTORS,
         }
+    }
+
+    /// Connections at once with so many pods. Half are left whatever their number: they would not help otherwise.
+    fn connections_with(&self, pods: usize) -> usize {
+        let taken = pods.saturating_sub(self.pods) * POD_DESCRIPTORS / 2;
+        self.connections - taken.min(self.connections / 2)
     }
 }
 
 /// The agent's connection limit.
 #[derive(Debug)]
 pub(super) struct Limits {
-    max: usize,
+    capacity: Capacity,
+    max: AtomicUsize,
     used: AtomicUsize,
 }
 
@@ -81,20 +94,37 @@ impl Share {
 }
 
 impl Limits {
+    /// A limit that nothing changes.
     pub(super) fn new(max: usize) -> Arc<Self> {
+        Self::of(Capacity {
+            connections: max,
+            pipes: 0,
+            pods: usize::MAX,
+        })
+    }
+
+    /// The connections of an agent that serves pods.
+    pub(super) fn of(capacity: Capacity) -> Arc<Self> {
         Arc::new(Self {
-            max,
+            max: AtomicUsize::new(capacity.connections),
+            capacity,
             used: AtomicUsize::new(0),
         })
     }
 
+    /// To be told when pods come and go. Connections that are above the new limit live on.
+    pub(super) fn set_pods(&self, pods: usize) {
+        self.max
+            .store(self.capacity.connections_with(pods), Ordering::Release);
+    }
+
     /// What one workload can take while no other takes any.
     pub(super) fn max_alone(&self) -> usize {
-        (self.max * FREE_FACTOR).div_ceil(FREE_FACTOR + 1)
+        (self.max() * FREE_FACTOR).div_ceil(FREE_FACTOR + 1)
     }
 
     pub(super) fn max(&self) -> usize {
-        self.max
+        self.max.load(Ordering::Acquire)
     }
 
     pub(super) fn used(&self) -> usize {
@@ -105,7 +135,7 @@ impl Limits {
     pub(super) fn admit(&self, share: &Share) -> bool {
         let total = self.used.fetch_add(1, Ordering::AcqRel);
         let own = share.used.fetch_add(1, Ordering::AcqRel);
-        let free = self.max.saturating_sub(total);
+        let free = self.max().saturating_sub(total);
         if own < free.saturating_mul(FREE_FACTOR) {
             return true;
         }
@@ -139,12 +169,40 @@ mod tests {
             c,
             Capacity {
                 connections: 9_375,
-                pipes: 312
+                pipes: 312,
+                pods: 15,
             }
         );
         assert!(2 * (c.connections + c.pipes) < 20_000 - 600);
         assert_eq!(Capacity::of(100).connections, 0);
         assert!(Capacity::of(u64::MAX).connections > 1_000_000);
+    }
+
+    #[test]
+    fn pods_take_the_place_of_connections() {
+        let c = Capacity::of(20_000);
+        assert_eq!(c.connections_with(15), 9_375);
+        assert_eq!(c.connections_with(16), 9_365);
+        let all = |pods: usize| 2 * (c.connections_with(pods) + c.pipes) + pods * POD_DESCRIPTORS;
+        assert!((0..400).all(|pods| all(pods) < 20_000 - 300));
+        assert_eq!(c.connections_with(100_000), 4_688);
+        assert_eq!(Capacity::of(100).connections_with(10), 0);
+    }
+
+    #[test]
+    fn fewer_connections_when_pods_come() {
+        let limits = Limits::of(Capacity {
+            connections: 900,
+            pipes: 0,
+            pods: 1,
+        });
+        let hog = Share::default();
+        assert_eq!(fill(&limits, &hog), 720);
+        limits.set_pods(31);
+        assert_eq!(limits.max(), 600);
+        assert!(!limits.admit(&Share::default()), "above the new limit");
+        limits.set_pods(1);
+        assert!(limits.admit(&Share::default()));
     }
 
     #[test]

@@ -183,7 +183,7 @@ impl Proxy {
             shared: Arc::new(Shared {
                 catalog,
                 copy: CopyShared::new(options.copy, options.capacity.pipes),
-                limits: Limits::new(options.capacity.connections),
+                limits: Limits::of(options.capacity),
                 tunnels: Tunnels::new(
                     credentials,
                     Arc::clone(&telemetry),
@@ -209,12 +209,16 @@ impl Proxy {
         listeners: Vec<(Role, TcpListener)>,
     ) -> io::Result<()> {
         let cookie = pod.cookie();
-        let served = Arc::clone(
-            self.lock()
+        let served = {
+            let mut table = self.lock();
+            let served = table
                 .serving
                 .entry(cookie)
-                .or_insert_with(|| Arc::new(Served::new(pod))),
-        );
+                .or_insert_with(|| Arc::new(Served::new(pod)));
+            let served = Arc::clone(served);
+            self.shared.limits.set_pods(table.serving.len());
+            served
+        };
         for (role, listener) in listeners {
             accept::start(&self.shared, &served, role, listener)?;
         }
@@ -228,6 +232,7 @@ impl Proxy {
             let mut table = self.lock();
             let served = table.serving.remove(&cookie);
             table.stopping.extend(served);
+            self.shared.limits.set_pods(table.serving.len());
             let same = table.stopping.iter().filter(|s| s.pod.cookie() == cookie);
             same.cloned().collect()
         };
