@@ -22,6 +22,8 @@ pub enum Path {
     Passthrough = 2,
     /// Older than the enrolment of its workload.
     Unmeshed = 3,
+    /// Passed because this node vouched for it (`vouched`).
+    Vouched = 4,
 }
 
 /// Why a connection ended, as far as the kernel can tell.

@@ -111,6 +111,67 @@ pub struct OrigDst {
     pub created_ns: u64,
 }
 
+/// The maps that a workload fills by what it does; each workload has a share of each, an index into [`Usage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Share {
+    OrigDst = 0,
+    ListenPorts = 1,
+    Clients = 2,
+    Conns = 3,
+}
+
+/// How many [`Share`]s there are.
+pub const SHARES: usize = 4;
+
+impl Share {
+    pub const ALL: [Self; SHARES] = [Self::OrigDst, Self::ListenPorts, Self::Clients, Self::Conns];
+
+    /// What is counted when the map is full.
+    pub const fn map_full(self) -> Counter {
+        match self {
+            Self::OrigDst => Counter::OrigDstFull,
+            Self::ListenPorts => Counter::ListenFull,
+            Self::Clients => Counter::ClientsFull,
+            Self::Conns => Counter::ConnsFull,
+        }
+    }
+
+    /// What is counted when the workload's share of it is.
+    pub const fn share_full(self) -> Counter {
+        match self {
+            Self::OrigDst => Counter::OrigDstShare,
+            Self::ListenPorts => Counter::ListenShare,
+            Self::Clients => Counter::ClientsShare,
+            Self::Conns => Counter::ConnsShare,
+        }
+    }
+}
+
+/// Value of `usage`; key: netns cookie. Arrays by [`Share`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Entries of this workload. Programs add and take away atomically; the agent, which cannot, sets it right now and
+    /// then, so it may be off by a little, below zero too.
+    pub held: [i64; SHARES],
+    /// From so many on the map is full for this workload. Set by the agent.
+    pub limit: [i64; SHARES],
+}
+
+/// Room of `clients`. The kernel program has to know it: it must not begin a connection that it cannot announce.
+pub const CLIENTS_ENTRIES: usize = 65_536;
+/// Kept free in `clients` as a whole for those that were let through at the same moment.
+pub const CLIENTS_MARGIN: usize = 1_024;
+
+/// Value of `vouched`; key: [`crate::Tuple`] as the destination sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vouched {
+    /// Until when it may begin, monotonic nanoseconds.
+    pub expires_ns: u64,
+}
+
 /// Value of `clients`; key: [`crate::Tuple`] of the agent's connection to the application.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -147,6 +208,9 @@ pub const SOCK_FIN_RECEIVED: u32 = 1 << 9;
 /// A FIN of this socket was acknowledged.
 pub const SOCK_FIN_ACKED: u32 = 1 << 10;
 
+/// The agent's socket: its client could not be announced, the application would see the agent's own address.
+pub const SOCK_CLIENT_LOST: u32 = 1 << 11;
+
 /// Value of the socket storage `sk_state`. Made with BPF_F_CLONE, so that the children of the agent's listeners carry
 /// the mark.
 #[repr(C)]
@@ -170,7 +234,7 @@ pub enum Counter {
     ConnsFull = 1,
     /// `listen_ports` was full: connections to the port are not captured until the agent looks again.
     ListenFull = 2,
-    /// `clients` was full: the application sees the agent's address instead of the client's.
+    /// `clients` was full: the connection was refused.
     ClientsFull = 3,
     /// Socket storage could not be had.
     StorageFailed = 4,
@@ -190,10 +254,20 @@ pub enum Counter {
     SteeredTunnel = 11,
     /// Connections to a protected workload refused because no application is known to listen there.
     RefusedProtected = 12,
+    /// As [`Self::OrigDstFull`], for the workload's share.
+    OrigDstShare = 13,
+    /// As [`Self::ConnsFull`], for the workload's share.
+    ConnsShare = 14,
+    /// As [`Self::ListenFull`], for the workload's share.
+    ListenShare = 15,
+    /// As [`Self::ClientsFull`], for the workload's share.
+    ClientsShare = 16,
+    /// Connections passed because this node vouched for them.
+    PassedVouched = 17,
 }
 
 /// Entries of `counters`.
-pub const COUNTERS: u32 = 13;
+pub const COUNTERS: u32 = 18;
 
 impl Counter {
     /// Every counter with the value of its metric label.
@@ -211,6 +285,11 @@ impl Counter {
         (Counter::Excluded, "excluded"),
         (Counter::SteeredTunnel, "steered_tunnel"),
         (Counter::RefusedProtected, "refused_protected"),
+        (Counter::OrigDstShare, "orig_dst_share"),
+        (Counter::ConnsShare, "conns_share"),
+        (Counter::ListenShare, "listen_ports_share"),
+        (Counter::ClientsShare, "clients_share"),
+        (Counter::PassedVouched, "passed_vouched"),
     ];
 }
 
@@ -225,6 +304,9 @@ pub const MAP_LISTEN_PORTS: &str = "listen_ports";
 pub const MAP_ORIG_DST: &str = "orig_dst";
 pub const MAP_CLIENTS: &str = "clients";
 pub const MAP_CONNS: &str = "conns";
+pub const MAP_USAGE: &str = "usage";
+pub const MAP_TOTALS: &str = "totals";
+pub const MAP_VOUCHED: &str = "vouched";
 pub const MAP_SK_STATE: &str = "sk_state";
 pub const MAP_EVENTS: &str = "events";
 pub const MAP_COUNTERS: &str = "counters";
@@ -235,6 +317,8 @@ const _: () = assert!(
         && size_of::<ListenKey>() == 32
         && size_of::<OrigDst>() == 40
         && size_of::<Client>() == 40
+        && size_of::<Usage>() == 64
+        && size_of::<Vouched>() == 8
         && size_of::<SockState>() == 40
         && size_of::<ExcludedCidr>() == 24
         && size_of::<ExcludedPort>() == 16
@@ -262,6 +346,8 @@ mod user {
         super::ListenKey,
         super::OrigDst,
         super::Client,
+        super::Usage,
+        super::Vouched,
         super::SockState,
     );
 }

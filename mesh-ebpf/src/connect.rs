@@ -10,19 +10,29 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use mesh_common::{
-    Addr, CAPTURE_PORT_BASE, CAPTURE_PORTS, Counter, ListenerKey, Role, SOCK_AGENT, SOCK_PEER,
-    SOCK_SELF_TEST, WL_HAS_V4, WL_HAS_V6, WL_OPEN_OUTBOUND, WL_OUTBOUND, is_v4,
+    Addr, CAPTURE_PORT_BASE, CAPTURE_PORTS, Counter, ListenerKey, Role, SOCK_AGENT, SOCK_CLIENT,
+    SOCK_PEER, SOCK_SELF_TEST, Share, WL_HAS_V4, WL_HAS_V6, WL_OPEN_OUTBOUND, WL_OUTBOUND, is_v4,
 };
 
 use crate::{
     exclude::is_excluded,
     maps::{count, listeners, mesh_addrs, sk_state, workloads},
     net::{self, MPTCP, SOCK_STREAM, TCP},
+    share,
 };
 
-/// What a connect program answers; 0 would be EPERM, which no path needs: a refusal is a redirect to a port where
-/// nobody listens, so that the application sees ECONNREFUSED.
+/// What a connect program answers. A refusal to an application is a redirect to a port where nobody listens, so that it
+/// sees ECONNREFUSED.
 const PROCEED: i32 = 1;
+/// EPERM, for the agent alone, which knows what it means.
+const DENY: i32 = 0;
+
+/// What becomes of a connect().
+enum Answer {
+    Proceed,
+    Redirect(Addr),
+    Deny,
+}
 
 /// connect() of an IPv4 socket.
 #[inline(always)]
@@ -40,12 +50,14 @@ pub fn v4(ctx: &SockAddrContext) -> i32 {
         )
     };
     let dialled = Addr::new(net::mapped(ip), u16::from_be(port as u16));
-    if let Some(to) = redirect(ctx, sk, kind, protocol, &dialled) {
+    match answer(ctx, sk, kind, protocol, &dialled) {
+        Answer::Proceed => {}
         // SAFETY: writable fields of the context.
-        unsafe {
+        Answer::Redirect(to) => unsafe {
             (*addr).user_ip4 = net::unmapped(&to.ip);
             (*addr).user_port = u32::from(to.port.to_be());
-        }
+        },
+        Answer::Deny => return DENY,
     }
     PROCEED
 }
@@ -68,38 +80,46 @@ pub fn v6(ctx: &SockAddrContext) -> i32 {
         )
     };
     let dialled = Addr::new(net::octets([w0, w1, w2, w3]), u16::from_be(port as u16));
-    if let Some(to) = redirect(ctx, sk, kind, protocol, &dialled) {
-        let words = net::words(&to.ip);
-        // SAFETY: writable fields of the context.
-        unsafe {
-            (*addr).user_ip6[0] = words[0];
-            (*addr).user_ip6[1] = words[1];
-            (*addr).user_ip6[2] = words[2];
-            (*addr).user_ip6[3] = words[3];
-            (*addr).user_port = u32::from(to.port.to_be());
+    match answer(ctx, sk, kind, protocol, &dialled) {
+        Answer::Proceed => {}
+        Answer::Redirect(to) => {
+            let words = net::words(&to.ip);
+            // SAFETY: writable fields of the context.
+            unsafe {
+                (*addr).user_ip6[0] = words[0];
+                (*addr).user_ip6[1] = words[1];
+                (*addr).user_ip6[2] = words[2];
+                (*addr).user_ip6[3] = words[3];
+                (*addr).user_port = u32::from(to.port.to_be());
+            }
         }
+        Answer::Deny => return DENY,
     }
     PROCEED
 }
 
-/// Where the connection is to go instead, if it is captured. Every way out has written or cleared the destination
-/// that storage remembers: storage survives AF_UNSPEC and failed connects.
+/// Every way out of this has written or cleared the destination that storage remembers: storage survives AF_UNSPEC and
+/// failed connects.
 #[inline(always)]
-fn redirect(
+fn answer(
     ctx: &SockAddrContext,
     sk: *mut bpf_sock,
     kind: u32,
     protocol: u32,
     dialled: &Addr,
-) -> Option<Addr> {
+) -> Answer {
     if kind != SOCK_STREAM || (protocol != TCP && protocol != MPTCP) || sk.is_null() {
-        return None;
+        return Answer::Proceed;
     }
     let stored = sk_state.get(sk);
     if let Some(state) = &stored
         && state.flags & SOCK_AGENT != 0
     {
-        return None;
+        return if state.flags & SOCK_CLIENT == 0 {
+            Answer::Proceed
+        } else {
+            on_behalf_of_a_client(ctx)
+        };
     }
     // The agent tests capture before it turns it on for applications.
     let self_test = match &stored {
@@ -111,7 +131,7 @@ fn redirect(
         (Some(to), Some(state)) => {
             state.flags = (state.flags & SOCK_SELF_TEST) | SOCK_PEER;
             state.peer = *dialled;
-            Some(to)
+            Answer::Redirect(to)
         }
         (Some(to), None) => {
             // Without storage there is no original destination: the redirected connection is then refused, because
@@ -120,14 +140,31 @@ fn redirect(
                 state.flags = SOCK_PEER;
                 state.peer = *dialled;
             }
-            Some(to)
+            Answer::Redirect(to)
         }
         (None, Some(state)) => {
             state.flags &= SOCK_SELF_TEST;
-            None
+            Answer::Proceed
         }
-        (None, None) => None,
+        (None, None) => Answer::Proceed,
     }
+}
+
+/// The agent dials an application. Where the client could not be announced the application would see a loopback
+/// address, which many trust: not even the handshake may happen.
+#[inline(always)]
+fn on_behalf_of_a_client(ctx: &SockAddrContext) -> Answer {
+    // SAFETY: the context is that of this call.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if !share::has_room(Share::Clients, netns) {
+        count(Counter::ClientsShare);
+        return Answer::Deny;
+    }
+    if !share::clients_has_room() {
+        count(Counter::ClientsFull);
+        return Answer::Deny;
+    }
+    Answer::Proceed
 }
 
 /// Whether and where to redirect.

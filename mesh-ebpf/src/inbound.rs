@@ -5,7 +5,7 @@ use core::ptr::{addr_of, read_volatile};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::sk_action,
-    helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release},
+    helpers::generated::{bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release},
     programs::SkLookupContext,
 };
 use mesh_common::{
@@ -15,7 +15,7 @@ use mesh_common::{
 
 use crate::{
     exclude::is_excluded,
-    maps::{count, listen_ports, listeners, orig_dst, pod_addrs, workloads},
+    maps::{count, listen_ports, listeners, orig_dst, pod_addrs, vouched, workloads},
     net::{self, AF_INET6, TCP},
 };
 
@@ -88,8 +88,7 @@ pub fn steer(ctx: &SkLookupContext) -> u32 {
         return PASS;
     };
     // The agent tests steering before it turns it on: from the pod to itself, on ports of its own.
-    let test =
-        remote.ip == local.ip && (local.port == SELF_TEST_PORT || local.port == TUNNEL_PORT);
+    let test = remote.ip == local.ip && (local.port == SELF_TEST_PORT || local.port == TUNNEL_PORT);
     if workload.flags & WL_INBOUND == 0 && !test {
         return PASS;
     }
@@ -102,8 +101,17 @@ pub fn steer(ctx: &SkLookupContext) -> u32 {
         count(Counter::RefusedNoAgent);
         return DROP;
     }
+    // SAFETY: the value is only read.
+    if let Some(entry) = unsafe { vouched.get(tuple) }
+        // SAFETY: a helper without preconditions.
+        && unsafe { bpf_ktime_get_ns() } < entry.expires_ns
+    {
+        count(Counter::PassedVouched);
+        return PASS;
+    }
     let protected = workload.flags & WL_PROTECTED != 0;
-    let listens = application_listens(netns, &local);
+    // The agent does not serve link-local addresses, which need a scope. They are known only to be closed by protection.
+    let listens = !net::is_link_local(&local.ip) && application_listens(netns, &local);
     if (!listens && !protected) || is_excluded(netns, workload, &remote.ip, local.port) {
         return PASS;
     }

@@ -4,6 +4,8 @@
 //! their pods by network-namespace cookie, so cgroup layout does not matter.
 #![no_std]
 #![no_main]
+// For one instruction (`share`).
+#![feature(asm_experimental_arch)]
 
 mod connect;
 mod exclude;
@@ -11,6 +13,7 @@ mod inbound;
 mod maps;
 mod net;
 mod peer;
+mod share;
 mod sockets;
 
 use aya_ebpf::{

@@ -4,16 +4,16 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash},
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
 };
 use mesh_common::{
-    COUNTERS, Client, ConnRecord, Counter, Event, ExcludedCidr, ExcludedPort, ListenKey,
-    ListenerKey, OrigDst, PodAddr, SockState, Tuple, Workload,
+    CLIENTS_ENTRIES, COUNTERS, Client, ConnRecord, Counter, Event, ExcludedCidr, ExcludedPort,
+    ListenKey, ListenerKey, OrigDst, PodAddr, SHARES, SockState, Tuple, Usage, Vouched, Workload,
 };
 
-const LAZY: usize = BPF_F_NO_PREALLOC as usize;
+pub const LAZY: usize = BPF_F_NO_PREALLOC as usize;
 
 /// Netns cookie -> workload. The agent inserts and deletes. Full: the pod is not enrolled, and the agent says so.
 #[btf_map]
@@ -43,7 +43,7 @@ pub static mesh_addrs: HashMap<[u8; 16], u32, 262_144, LAZY> = HashMap::new();
 pub static listeners: SockHash<ListenerKey, 65_536> = SockHash::new();
 
 /// Where applications listen; value 1. Inserted here on listen(), and by the agent from sock_diag; deleted by the
-/// agent only. Full: the port is not steered until the agent has made room; counted.
+/// agent only. Full: the port is not steered until there is room, and closed if the workload is protected; counted.
 #[btf_map]
 pub static listen_ports: HashMap<ListenKey, u32, 65_536, LAZY> = HashMap::new();
 
@@ -54,14 +54,34 @@ pub static listen_ports: HashMap<ListenKey, u32, 65_536, LAZY> = HashMap::new();
 pub static orig_dst: HashMap<Tuple, OrigDst, 65_536, LAZY> = HashMap::new();
 
 /// 4-tuple of the agent's connection to an application -> the real client. Inserted and deleted like `orig_dst`.
-/// Full: the application sees a loopback address; counted.
+/// Full: the agent's connect() fails, lest the application sees a loopback address as its client; counted.
 #[btf_map]
-pub static clients: HashMap<Tuple, Client, 65_536, LAZY> = HashMap::new();
+pub static clients: HashMap<Tuple, Client, CLIENTS_ENTRIES, LAZY> = HashMap::new();
 
 /// Socket cookie -> record of a connection of an enrolled workload. Inserted and deleted here; refreshed by the
 /// agent, which also inserts and deletes those older than enrolment. Full: carried, not recorded; counted.
 #[btf_map]
-pub static conns: HashMap<u64, ConnRecord, 131_072, LAZY> = HashMap::new();
+pub static conns: HashMap<u64, ConnRecord, 262_144, LAZY> = HashMap::new();
+
+/// Netns cookie -> how much of the four maps above a workload has and may have. The agent inserts, deletes and
+/// corrects; counted here. Full: the pod is not enrolled, and the agent says so.
+#[btf_map]
+pub static usage: HashMap<u64, Usage, 4_096, LAZY> = HashMap::new();
+
+/// Entries of all workloads together, by `Share`; only that of `clients` is counted. Counted here, corrected by the
+/// agent.
+#[btf_map]
+pub static totals: Array<i64, SHARES> = Array::new();
+
+/// 4-tuples that this node vouches for, as the destination sees them: they pass to the application. The agent inserts
+/// and sweeps what is too old; deleted here when the connection stands. Full: the agent is told, and nothing passes.
+#[btf_map]
+pub static vouched: HashMap<Tuple, Vouched, 16_384, LAZY> = HashMap::new();
+
+/// A record of zeros, which new records begin as; never written. The stack has no room for one, and memory for each CPU
+/// could be written by another event in the middle.
+#[btf_map]
+pub static blank: Array<ConnRecord, 1> = Array::new();
 
 /// Final records, and news of listeners. Full: the event is lost and counted; the agent's one-second look repairs
 /// what concerns listeners.

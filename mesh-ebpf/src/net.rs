@@ -58,6 +58,12 @@ pub fn is_unspecified(ip: &[u8; 16]) -> bool {
     w[0] == 0 && w[1] == 0 && w[3] == 0 && (w[2] == 0 || is_v4(ip))
 }
 
+/// fe80::/10.
+#[inline(always)]
+pub fn is_link_local(ip: &[u8; 16]) -> bool {
+    ip[0] == 0xfe && ip[1] & 0xc0 == 0x80
+}
+
 /// Addresses that a connection leaves to the kernel: this host, multicast, broadcast, and IPv6 link-local, whose
 /// meaning depends on an interface that a redirected connection no longer names.
 #[inline(always)]
@@ -65,7 +71,7 @@ pub fn is_left_alone(ip: &[u8; 16]) -> bool {
     let multicast = if is_v4(ip) {
         ip[12] >= 224
     } else {
-        ip[0] == 0xff || (ip[0] == 0xfe && ip[1] & 0xc0 == 0x80)
+        ip[0] == 0xff || is_link_local(ip)
     };
     multicast || is_loopback(ip) || is_unspecified(ip)
 }

@@ -100,7 +100,7 @@ async fn serve(
         node: options.node.clone(),
         bpffs: options.bpffs.clone(),
         cgroup2: options.cgroup2.clone(),
-        mount_bpffs: true,
+        ..CaptureOptions::new(options.node.as_str())
     })
     .await?;
     tracing::info!(

@@ -8,13 +8,14 @@ use std::{
     sync::Arc,
 };
 
-use mesh_common::{Addr, ConnRecord, Direction, KernelClose, Path, Tuple};
+use mesh_common::{Addr, ConnRecord, Direction, KernelClose, Path, Share, Tuple};
 
 use super::{
     diag::{self, Socket, payload_bytes, state},
     enrolled::Enrolled,
     maps::Maps,
     netlink::Netlink,
+    share,
     sys::{bpf, sock::monotonic_ns},
 };
 
@@ -46,7 +47,17 @@ pub(super) fn adopt_existing(
         HashSet::new()
     };
     let now = monotonic_ns();
+    let room = share::room(maps, netns, Share::Conns)?;
+    let mut added = 0;
     for socket in found.iter().filter(|s| !own.contains(&s.cookie)) {
+        if added == room {
+            tracing::warn!(
+                netns,
+                connections = found.len(),
+                "has so many connections that some are not recorded"
+            );
+            break;
+        }
         // Served here, if somebody listens on its port.
         let inbound = listening.iter().any(|l| l.port() == socket.local.port());
         let mut record = ConnRecord {
@@ -71,10 +82,11 @@ pub(super) fn adopt_existing(
             // The kernel program saw it begin.
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
             Err(e) if e.raw_os_error() == Some(libc::E2BIG) => break,
-            other => other?,
+            Ok(()) => added += 1,
+            Err(e) => return Err(e),
         }
     }
-    Ok(())
+    share::note(maps, netns, Share::Conns, added as i64)
 }
 
 /// What one look at the records found.
@@ -119,6 +131,7 @@ pub(super) fn refresh(maps: &Maps, pods: &HashMap<u64, Arc<Enrolled>>) -> io::Re
             record.state = state::CLOSE;
             record.last_ns = now;
             if maps.conns.remove(&cookie)? {
+                share::note(maps, record.netns, Share::Conns, -1)?;
                 out.ended.push((cookie, record));
             }
         }
@@ -135,7 +148,7 @@ pub(super) fn update(maps: &Maps, cookie: u64, record: &ConnRecord) -> io::Resul
     }
 }
 
-/// Deletes what no connection will take any more. Returns how many entries.
+/// Deletes what no connection will take any more, and sets the counts of shares right. Returns how many entries.
 pub(super) fn sweep(maps: &Maps) -> io::Result<usize> {
     let limit = monotonic_ns().saturating_sub(STALE_NS);
     let old_dst = maps
@@ -156,7 +169,15 @@ pub(super) fn sweep(maps: &Maps) -> io::Result<usize> {
     for key in &old_clients {
         maps.clients.remove(key)?;
     }
-    Ok(old_dst.len() + old_clients.len())
+    let now = monotonic_ns();
+    let mut unused = 0;
+    for (key, entry) in maps.vouched.entries()? {
+        if entry.expires_ns <= now {
+            unused += usize::from(maps.vouched.remove(&key)?);
+        }
+    }
+    share::reconcile(maps)?;
+    Ok(old_dst.len() + old_clients.len() + unused)
 }
 
 /// Brings counters and state up to date; true if anything changed.

@@ -27,6 +27,7 @@ use super::{
     release,
     rtnl::{self, Address},
     selftest,
+    share::{self, Shares},
     sys::{
         bpf::{self, AttachType},
         sock,
@@ -41,6 +42,7 @@ pub(super) struct Shared {
     /// The `sk_lookup` program.
     pub lookup: OwnedFd,
     pub thread: NetnsThread,
+    pub shares: Shares,
     /// Which workload has which namespace.
     pub claims: Mutex<HashMap<u64, ResourceName>>,
     /// Namespaces in which this agent has had sockets.
@@ -204,6 +206,8 @@ impl Shared {
                 "cannot listen on the namespace's loopback addresses (is its lo up?)",
             ))?;
         let capture = flags & (WL_INBOUND | WL_OUTBOUND);
+        share::grant(maps, cookie, self.shares)
+            .map_err(EnrolError::io("cannot write the workload's row in usage"))?;
         let netns = found.netns.clone();
         let mut inner = Inner {
             netns: found.netns,
@@ -211,6 +215,7 @@ impl Shared {
             rtnl: found.rtnl,
             listeners: made,
             addresses: Vec::new(),
+            link_local: Vec::new(),
             seen: Vec::new(),
             listening: Vec::new(),
             missing: HashSet::new(),
@@ -218,7 +223,8 @@ impl Shared {
             wanted: wanted.clone(),
             capture,
         };
-        if usable.iter().any(IpAddr::is_ipv6) && !inner.listeners.iter().any(|l| l.v6) {
+        let serves_v6 = |a: &IpAddr| a.is_ipv6() && !rtnl::is_link_local(a);
+        if usable.iter().any(serves_v6) && !inner.listeners.iter().any(|l| l.v6) {
             return Err(EnrolError::Io {
                 what: "the workload has an IPv6 address but its namespace has no ::1 (is IPv6 disabled on lo?)",
                 source: io::Error::from_raw_os_error(libc::EADDRNOTAVAIL),
@@ -333,7 +339,7 @@ fn owned_addresses(wanted: &WantedPod, found: &Found) -> Result<Vec<IpAddr>, Enr
         .filter(|a| a.usable)
         .map(|a| a.ip)
         .collect();
-    if usable.is_empty() {
+    if usable.iter().all(rtnl::is_link_local) {
         return Err(EnrolError::NoAddress { path: path() });
     }
     Ok(usable)

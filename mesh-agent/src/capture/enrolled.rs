@@ -30,6 +30,8 @@ use super::{
 /// Addresses of one workload that are captured though no configuration names them. The maps are shared by all: a pod
 /// that gives itself thousands must not keep others from being enrolled.
 const MAX_UNNAMED: usize = 256;
+/// The same for link-local ones; an interface has one.
+const MAX_LINK_LOCAL: usize = 64;
 
 /// One captured workload.
 pub(super) struct Enrolled {
@@ -49,6 +51,8 @@ pub(super) struct Inner {
     pub rtnl: Netlink,
     pub listeners: Vec<Listener>,
     pub addresses: Vec<IpAddr>,
+    /// Those in `pod_addrs` that lead to no listener.
+    pub link_local: Vec<IpAddr>,
     /// What the namespace had at the last look: `addresses`, and those that are another workload's.
     pub seen: Vec<IpAddr>,
     pub listening: Vec<SocketAddr>,
@@ -147,7 +151,7 @@ impl Enrolled {
             .collect();
         // One that is another's may have become free; one of ours may have been taken back.
         if now == inner.seen
-            && now.len() == inner.addresses.len()
+            && now.len() == inner.addresses.len() + inner.link_local.len()
             && inner
                 .holds(maps, cookie)
                 .map_err(EnrolError::io("cannot read pod_addrs"))?
@@ -211,7 +215,7 @@ impl Inner {
 
     /// True while all of `addresses` lead here.
     fn holds(&self, maps: &Maps, cookie: u64) -> io::Result<bool> {
-        for address in &self.addresses {
+        for address in self.addresses.iter().chain(&self.link_local) {
             let held = maps.pod_addrs.get(&ip_key(*address))?;
             if held.is_none_or(|h| h.netns != cookie) {
                 return Ok(false);
@@ -246,11 +250,16 @@ impl Inner {
     ) -> Result<(), EnrolError> {
         let write = |what| EnrolError::io(what);
         let mut own = Vec::with_capacity(now.len());
+        let mut link_local = Vec::new();
         let (mut taken, mut unnamed) = (None, 0);
         for address in &now {
             let named = self.wanted.addresses.contains(address);
-            unnamed += usize::from(!named);
-            if unnamed > MAX_UNNAMED && !named {
+            let neighbours_only = rtnl::is_link_local(address);
+            if neighbours_only && link_local.len() == MAX_LINK_LOCAL {
+                continue;
+            }
+            unnamed += usize::from(!named && !neighbours_only);
+            if unnamed > MAX_UNNAMED && !named && !neighbours_only {
                 if unnamed == MAX_UNNAMED + 1 && self.seen != now {
                     tracing::warn!(workload = %self.wanted.name, addresses = now.len(), "has so many addresses that some are not captured");
                 }
@@ -261,9 +270,15 @@ impl Inner {
                 .pod_addrs
                 .get(&key)
                 .map_err(write("cannot read pod_addrs"))?;
-            if held.is_some_and(|h| h.netns == cookie) && self.addresses.contains(address) {
+            if held.is_some_and(|h| h.netns == cookie)
+                && (neighbours_only || self.addresses.contains(address))
+            {
                 // Stands already. An agent on its way out has taken its listeners out of the map: not again.
-                own.push(*address);
+                if neighbours_only {
+                    link_local.push(*address);
+                } else {
+                    own.push(*address);
+                }
                 continue;
             }
             if let Some(PodAddr { netns }) = held.filter(|h| h.netns != cookie) {
@@ -283,9 +298,13 @@ impl Inner {
                     tracing::warn!(workload = %self.wanted.name, %address, netns, "took its address back from a workload that is not configured to have it");
                 }
             }
-            own.push(*address);
-            listeners::register(maps, &self.listeners, *address)
-                .map_err(write("cannot put a listener into the map"))?;
+            if neighbours_only {
+                link_local.push(*address);
+            } else {
+                own.push(*address);
+                listeners::register(maps, &self.listeners, *address)
+                    .map_err(write("cannot put a listener into the map"))?;
+            }
             maps.pod_addrs
                 .insert(&key, &PodAddr { netns: cookie })
                 .map_err(write("cannot write pod_addrs"))?;
@@ -295,10 +314,12 @@ impl Inner {
             return Err(EnrolError::AddressTaken { address, cookie });
         }
         self.seen = now;
-        let before = std::mem::replace(&mut self.addresses, own);
+        let mut before = std::mem::replace(&mut self.addresses, own);
+        before.append(&mut std::mem::replace(&mut self.link_local, link_local));
         self.write_row(maps, cookie)
             .map_err(write("cannot write the workload's row"))?;
-        for address in before.iter().filter(|a| !self.addresses.contains(a)) {
+        let gone = |a: &&IpAddr| !self.addresses.contains(a) && !self.link_local.contains(a);
+        for address in before.iter().filter(gone) {
             drop_address(maps, cookie, *address).map_err(write("cannot take an address back"))?;
         }
         Ok(())

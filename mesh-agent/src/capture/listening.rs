@@ -6,13 +6,15 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
-use mesh_common::{Addr, ListenKey, ip_key};
+use mesh_common::{Addr, ListenKey, Share, ip_key};
 
 use super::{
     diag::{self, Socket},
     listeners::Listener,
     maps::Maps,
     netlink::Netlink,
+    share,
+    sys::bpf,
 };
 
 /// Reads the pod's listeners and brings the map's entries of `netns` to them. Returns where applications listen.
@@ -42,16 +44,29 @@ pub(super) fn sync(
         ));
     })?;
     let key = |addr: &Addr| ListenKey { netns, addr: *addr };
-    for addr in wanted.difference(found) {
-        maps.listen_ports.insert(&key(addr), &1)?;
+    let mut added = 0;
+    let new: Vec<&Addr> = wanted.difference(found).collect();
+    if !new.is_empty() {
+        // The rest is not steered: its share is used up.
+        let room = share::room(maps, netns, Share::ListenPorts)?;
+        for addr in new.into_iter().take(room) {
+            let inserted = maps.listen_ports.insert_with(&key(addr), &1, bpf::NOEXIST);
+            match inserted {
+                Ok(()) => added += 1,
+                // By the kernel program, since `found` was read.
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
     // Twice: the self-test's own entry lives for less.
     let absent = found.difference(&wanted);
     let (gone, doubtful): (HashSet<Addr>, HashSet<Addr>) =
         absent.partition(|a| missing.contains(a));
     for addr in &gone {
-        maps.listen_ports.remove(&key(addr))?;
+        added -= i64::from(maps.listen_ports.remove(&key(addr))?);
     }
+    share::note(maps, netns, Share::ListenPorts, added)?;
     *missing = doubtful;
     listening.sort();
     listening.dedup();

@@ -12,8 +12,8 @@ use aya::Pod;
 use mesh_common::{
     COUNTERS, Client, ConnRecord, Counter, ListenKey, ListenerKey, MAP_CLIENTS, MAP_CONNS,
     MAP_COUNTERS, MAP_EVENTS, MAP_EXCL_PORTS, MAP_EXCLUSIONS, MAP_LISTEN_PORTS, MAP_LISTENERS,
-    MAP_MESH_ADDRS, MAP_ORIG_DST, MAP_POD_ADDRS, MAP_SK_STATE, MAP_WORKLOADS, OrigDst, PodAddr,
-    SockState, Tuple, Workload,
+    MAP_MESH_ADDRS, MAP_ORIG_DST, MAP_POD_ADDRS, MAP_SK_STATE, MAP_TOTALS, MAP_USAGE, MAP_VOUCHED,
+    MAP_WORKLOADS, OrigDst, PodAddr, SockState, Tuple, Usage, Vouched, Workload,
 };
 
 use super::{
@@ -100,6 +100,7 @@ impl<K, V> AsFd for BpfMap<K, V> {
 /// Kinds of maps: the kernel's `enum bpf_map_type`.
 mod kind {
     pub(super) const HASH: u32 = 1;
+    pub(super) const ARRAY: u32 = 2;
     pub(super) const PERCPU_ARRAY: u32 = 6;
     pub(super) const LPM_TRIE: u32 = 11;
     pub(super) const SOCKHASH: u32 = 18;
@@ -108,7 +109,7 @@ mod kind {
 }
 
 /// Every map that is pinned, by its name.
-pub(super) const PINNED: [&str; 13] = [
+pub(super) const PINNED: [&str; 16] = [
     MAP_WORKLOADS,
     MAP_POD_ADDRS,
     MAP_EXCLUSIONS,
@@ -119,6 +120,9 @@ pub(super) const PINNED: [&str; 13] = [
     MAP_ORIG_DST,
     MAP_CLIENTS,
     MAP_CONNS,
+    MAP_USAGE,
+    MAP_TOTALS,
+    MAP_VOUCHED,
     MAP_SK_STATE,
     MAP_EVENTS,
     MAP_COUNTERS,
@@ -139,6 +143,11 @@ pub(super) struct Maps {
     pub clients: BpfMap<Tuple, Client>,
     /// Socket cookie -> record.
     pub conns: BpfMap<u64, ConnRecord>,
+    /// Netns cookie -> share of the four maps above.
+    pub usage: BpfMap<u64, Usage>,
+    pub totals: BpfMap<u32, i64>,
+    /// As the destination sees it.
+    pub vouched: BpfMap<Tuple, Vouched>,
     /// Socket's descriptor -> its storage.
     pub sk_state: BpfMap<i32, SockState>,
     counters: OwnedFd,
@@ -171,6 +180,9 @@ impl Maps {
             orig_dst: BpfMap::open(dir, MAP_ORIG_DST, kind::HASH)?,
             clients: BpfMap::open(dir, MAP_CLIENTS, kind::HASH)?,
             conns: BpfMap::open(dir, MAP_CONNS, kind::HASH)?,
+            usage: BpfMap::open(dir, MAP_USAGE, kind::HASH)?,
+            totals: BpfMap::open(dir, MAP_TOTALS, kind::ARRAY)?,
+            vouched: BpfMap::open(dir, MAP_VOUCHED, kind::HASH)?,
             sk_state: BpfMap::open(dir, MAP_SK_STATE, kind::SK_STORAGE)?,
             counters,
             cpus: possible_cpus()?,
@@ -195,6 +207,7 @@ impl Maps {
             stat(MAP_ORIG_DST, &self.orig_dst),
             stat(MAP_CLIENTS, &self.clients),
             stat(MAP_CONNS, &self.conns),
+            stat(MAP_VOUCHED, &self.vouched),
         ]
         .into_iter()
         .flatten()

@@ -23,6 +23,7 @@ mod pool;
 mod release;
 mod rtnl;
 mod selftest;
+mod share;
 mod sockets;
 mod stop;
 pub(crate) mod sys;
@@ -47,6 +48,7 @@ pub use self::{
     error::{CaptureError, EnrolError},
     pod::Pod,
     release::release_node,
+    share::Shares,
     table::{PodState, PodStatus},
 };
 use self::{enrol::Shared, netns::NetnsThread, pins::Pins, table::Table};
@@ -66,6 +68,8 @@ pub struct CaptureOptions {
     pub cgroup2: Option<PathBuf>,
     /// Mount a BPF filesystem where there is none.
     pub mount_bpffs: bool,
+    /// What each workload may have of the maps.
+    pub shares: Shares,
 }
 
 impl CaptureOptions {
@@ -75,6 +79,7 @@ impl CaptureOptions {
             bpffs: "/sys/fs/bpf".into(),
             cgroup2: None,
             mount_bpffs: true,
+            shares: Shares::default(),
         }
     }
 }
@@ -153,6 +158,7 @@ impl Capture {
             Some(path) => path,
             None => cgroup::find()?,
         };
+        let shares = options.shares;
         let loading = tokio::task::spawn_blocking(move || {
             let pins = Pins::open(&options.bpffs, &options.node, options.mount_bpffs)?;
             let loaded = loader::load(&pins, &cgroup)?;
@@ -170,6 +176,7 @@ impl Capture {
             pins,
             lookup: loaded.lookup,
             thread: NetnsThread::start()?,
+            shares,
             claims: Mutex::default(),
             known: Mutex::default(),
         });

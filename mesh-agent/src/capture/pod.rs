@@ -9,7 +9,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use mesh_common::{
-    Addr, Role, SELF_TEST_PORT, SOCK_AGENT, SOCK_CLIENT, SOCK_ORIG_DST, SockState, TUNNEL_PORT,
+    Addr, Role, SELF_TEST_PORT, SOCK_AGENT, SOCK_CLIENT, SOCK_CLIENT_LOST, SOCK_ORIG_DST,
+    SockState, TUNNEL_PORT,
 };
 
 use super::{
@@ -106,6 +107,13 @@ impl Pod {
                 ..SockState::default()
             },
         )
+    }
+
+    /// After connect(): true if the application does not know the client of [`Self::set_client`] and sees the agent's
+    /// own address. Such a connection is to be reset. The kernel refuses it before (EPERM) where it can tell.
+    pub fn client_lost(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
+        let state = self.maps.sk_state.get(&fd.as_raw_fd())?;
+        Ok(state.is_none_or(|s| s.flags & SOCK_CLIENT_LOST != 0))
     }
 
     /// True for capture's own test of itself. A proxy that accepts such a connection closes it without a word: after a

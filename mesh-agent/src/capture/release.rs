@@ -148,6 +148,16 @@ pub(super) fn forget(shared: &Shared, cookie: u64) -> Vec<String> {
             count(keys, |k| maps.conns.remove(k))
         }),
     );
+    note(
+        "tuples vouched for",
+        maps.vouched.entries().and_then(|all| {
+            let keys = all.iter().map(|(k, _)| k).filter(|k| k.netns == cookie);
+            count(keys, |k| maps.vouched.remove(k))
+        }),
+    );
+    if let Err(error) = maps.usage.remove(&cookie) {
+        tracing::warn!(%error, netns = cookie, "cannot remove its row in usage");
+    }
     removed
 }
 

@@ -26,13 +26,18 @@ pub(super) struct Address {
     pub usable: bool,
 }
 
+/// IPv6 link-local: it needs a scope, and only neighbours on the wire can dial it. The agent serves none of them; they are
+/// known to the kernel programs so that they are closed where a workload is protected.
+pub(super) fn is_link_local(ip: &IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
 /// A socket that becomes readable when an address of the calling thread's namespace changes.
 pub(super) fn subscribe() -> io::Result<OwnedFd> {
     Netlink::subscribe(RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
 }
 
-/// Addresses that other machines can dial: all but loopback and IPv6 link-local ones. The latter need a scope, and a
-/// pod's neighbours are no workloads.
+/// Addresses that others can dial: all but loopback ones.
 pub(super) fn addresses(socket: &mut Netlink) -> io::Result<Vec<Address>> {
     let mut found = Vec::new();
     socket.dump(RTM_GETADDR, &[0; IFADDRMSG], |body| {
@@ -56,11 +61,13 @@ pub(super) fn parse(body: &[u8]) -> Option<Address> {
     let ip = local.or(address)?;
     let wanted = match ip {
         IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_unspecified(),
-        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unspecified(),
     };
     wanted.then_some(Address {
         ip,
-        usable: flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED) == 0,
+        // One that nothing is served on is known early rather than late.
+        usable: flags & IFA_F_DADFAILED == 0
+            && (flags & IFA_F_TENTATIVE == 0 || is_link_local(&ip)),
     })
 }
 

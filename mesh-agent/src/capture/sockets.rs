@@ -35,6 +35,10 @@ impl PodSockets for Pod {
         Pod::set_client(self, fd, client)
     }
 
+    fn client_lost(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
+        Pod::client_lost(self, fd)
+    }
+
     /// Nothing is steered from a loopback address: who comes by one has dialled the listener where it is bound, and to
     /// dial that on would reach it again, and again, until no descriptor is left.
     fn application(&self, accepted: SocketAddr) -> Option<SocketAddr> {

@@ -128,7 +128,11 @@ async fn connect(
             _permits: None,
         }),
         Err(error) => {
-            let reason = connect::reason(&error);
+            let reason = match Errno::from_io_error(&error) {
+                // The kernel's word that the application would not see who dials, for want of room in its map.
+                Some(Errno::PERM) => Reason::AgentLimit,
+                _ => connect::reason(&error),
+            };
             if matches!(reason, Reason::NoDescriptors | Reason::Internal) {
                 tracing::warn!(workload = %served.pod.name(), %application, %error, "cannot reach the application");
             }
@@ -155,5 +159,9 @@ async fn dial(
     socket.bind(&SocketAddr::new(source, 0).into())?;
     served.pod.set_client(socket.as_fd(), peer)?;
     report.set_agent_cookie(socket_cookie(&socket)?);
-    connect::connect(socket, &shared.options, application).await
+    let leg = connect::connect(socket, &shared.options, application).await?;
+    if served.pod.client_lost(leg.as_fd())? {
+        return Err(Errno::PERM.into());
+    }
+    Ok(leg)
 }

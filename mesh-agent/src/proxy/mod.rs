@@ -70,6 +70,12 @@ pub trait PodSockets: Send + Sync + 'static {
     /// Says on whose behalf a socket will dial the application. Before connect().
     fn set_client(&self, fd: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()>;
 
+    /// After connect(): true if the application does not know the client that [`Self::set_client`] named, and would see
+    /// the agent's own address.
+    fn client_lost(&self, _fd: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(false)
+    }
+
     /// Where the application listens, when an inbound connection was accepted with this local address. `None`: it was
     /// not steered, the workload dialled the agent's listener itself.
     fn application(&self, accepted: SocketAddr) -> Option<SocketAddr> {

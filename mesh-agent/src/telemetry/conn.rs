@@ -312,6 +312,7 @@ pub(super) fn record_path(record: &ConnRecord) -> Path {
     match record.path {
         p if p == Path::Passthrough as u8 => Path::Passthrough,
         p if p == Path::Unmeshed as u8 => Path::Unmeshed,
+        p if p == Path::Vouched as u8 => Path::Vouched,
         _ => Path::Proxied,
     }
 }
@@ -322,5 +323,6 @@ pub(super) const fn path_name(path: Path) -> &'static str {
         Path::Proxied => "proxied",
         Path::Passthrough => "passthrough",
         Path::Unmeshed => "unmeshed",
+        Path::Vouched => "vouched",
     }
 }

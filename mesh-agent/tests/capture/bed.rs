@@ -6,9 +6,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     path::PathBuf,
-    process::Command,
+    process::{Command, Output, Stdio},
     sync::{
-        Arc,
+        Arc, RwLock,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -38,8 +38,22 @@ fn unique() -> u32 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// A program is being started: between fork and exec it has a copy of every descriptor, also of an agent's that is
+/// "killed" in this process meanwhile.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// Runs a program to its end.
+pub fn output(program: &mut Command) -> Output {
+    program.stdin(Stdio::null()).stdout(Stdio::piped());
+    let started = {
+        let _starting = STARTING.read().unwrap();
+        program.stderr(Stdio::piped()).spawn()
+    };
+    started.unwrap().wait_with_output().unwrap()
+}
+
 pub fn ip(args: &str) {
-    let out = Command::new("ip").args(args.split(' ')).output().unwrap();
+    let out = output(Command::new("ip").args(args.split(' ')));
     assert!(
         out.status.success(),
         "ip {args}: {}",
@@ -108,9 +122,7 @@ impl Ns {
     }
 
     pub fn delete(&self) {
-        let _ = Command::new("ip")
-            .args(["netns", "del", &self.name])
-            .output();
+        output(Command::new("ip").args(["netns", "del", &self.name]));
     }
 }
 
@@ -178,21 +190,24 @@ pub fn node() -> String {
 
 impl Agent {
     pub fn start(node: &str) -> Self {
+        Self::with(CaptureOptions::new(node))
+    }
+
+    pub fn with(options: CaptureOptions) -> Self {
+        let node = options.node.clone();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .unwrap();
-        let (capture, streams) = runtime
-            .block_on(Capture::start(CaptureOptions::new(node)))
-            .unwrap();
+        let (capture, streams) = runtime.block_on(Capture::start(options)).unwrap();
         let CaptureStreams { pods, closed } = streams;
         let (tell, released) = mpsc::channel(16);
         runtime.spawn(proxy(pods, tell));
         Self {
             runtime,
             capture,
-            node: node.into(),
+            node,
             closed,
             released,
         }
@@ -221,6 +236,7 @@ impl Agent {
             node,
             ..
         } = self;
+        let _starting = STARTING.write().unwrap();
         drop(capture);
         runtime.shutdown_timeout(SOON);
         node
@@ -349,8 +365,12 @@ async fn carry(pod: Arc<Pod>, role: Role, mut stream: tokio::net::TcpStream, pee
     socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
     let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
     let Ok(mut app) = socket.connect(dst).await else {
+        let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
         return;
     };
+    if pod.client_lost(app.as_fd()).unwrap() {
+        return;
+    }
     let _ = tokio::io::copy_bidirectional(&mut stream, &mut app).await;
 }
 
@@ -372,6 +392,18 @@ pub fn echo(mut stream: TcpStream, data: &[u8]) -> Vec<u8> {
     let mut back = Vec::new();
     stream.read_to_end(&mut back).unwrap();
     back
+}
+
+/// What a program of the kernel has counted.
+pub fn counted(agent: &Agent, name: &str) -> u64 {
+    let all = agent.capture.counters();
+    all.into_iter().find(|(_, n, _)| *n == name).unwrap().2
+}
+
+/// Entries of a map.
+pub fn entries(agent: &Agent, map: &str) -> u64 {
+    let all = agent.capture.map_stats();
+    all.into_iter().find(|m| m.name == map).unwrap().entries
 }
 
 /// Polls until it holds.

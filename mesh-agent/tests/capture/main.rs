@@ -8,4 +8,5 @@ mod life;
 mod outbound;
 mod protected;
 mod records;
+mod shares;
 mod tunnel;

@@ -135,8 +135,8 @@ fn thousands_of_addresses_are_not_all_captured() {
     let (a, _b) = wire();
     a.run(|| {
         let range = "for i in $(seq 1 150); do echo addr add 172.30.1.$i/32 dev lo; echo addr add 172.30.2.$i/32 dev lo; done | ip -batch -";
-        let done = std::process::Command::new("sh").args(["-c", range]).status();
-        assert!(done.unwrap().success());
+        let done = crate::bed::output(std::process::Command::new("sh").args(["-c", range]));
+        assert!(done.status.success());
     });
     let agent = Agent::start(&pins.0);
     agent.enrol(vec![wanted(&a)]);

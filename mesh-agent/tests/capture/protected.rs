@@ -9,7 +9,8 @@ use std::{
 use mesh_agent::{capture::WantedPod, model::EffectivePolicy};
 
 use crate::bed::{
-    Agent, Ns, Pins, is_root, line, node, protected, refusal, wanted, wanted_open, wire,
+    Agent, Ns, Pins, counted, eventually, is_root, line, node, output, protected, refusal, wanted,
+    wanted_open, wire,
 };
 
 /// A listener that the agent cannot reach: it hears one device only.
@@ -59,11 +60,7 @@ fn a_listener_that_the_agent_does_not_have_is_closed_to_others() {
             "through the agent"
         );
     }
-    let counted = |name: &str| {
-        let all = agent.capture.counters();
-        all.into_iter().find(|(_, n, _)| *n == name).unwrap().2
-    };
-    assert!(counted("refused_protected") >= 4);
+    assert!(counted(&agent, "refused_protected") >= 4);
     // Inside the pod nothing has changed.
     let own = b.serve("127.0.0.1:0");
     assert_eq!(refusal(&b, own), None);
@@ -112,6 +109,45 @@ fn it_stays_closed_through_every_end_of_an_agent() {
     for to in all {
         assert_eq!(refusal(&a, to), None, "{to}");
     }
+}
+
+/// Neighbours on the wire reach a pod by its link-local address, which the agent does not serve.
+#[test]
+fn link_local_addresses_are_no_way_around() {
+    if !is_root() {
+        return;
+    }
+    let pins = Pins(node());
+    let (a, b) = wire();
+    b.serve("[::]:8080");
+    let shown = |ns: &Ns, args: &str| {
+        let mut ip = std::process::Command::new("ip");
+        let out = output(ip.args(["-n", &ns.name]).args(args.split(' ')));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let text = shown(&b, "-6 -o addr show dev eth0 scope link");
+    let address = text.split_whitespace().find_map(|w| w.strip_suffix("/64"));
+    let device = shown(&a, "-o link show dev eth0");
+    let device: u32 = device.split(':').next().unwrap().parse().unwrap();
+    let to = |port| {
+        let ip = address.unwrap().parse().unwrap();
+        SocketAddr::V6(std::net::SocketAddrV6::new(ip, port, 0, device))
+    };
+    eventually("the kernel serves the address", || {
+        refusal(&a, to(8080)).is_none()
+    });
+    let agent = Agent::start(&pins.0);
+    agent.enrol(vec![wanted(&b)]);
+    assert_eq!(refusal(&a, to(8080)), None, "left alone");
+    agent.apply(vec![protected(wanted(&b))]);
+    assert_eq!(refusal(&a, to(8080)), REFUSED);
+    assert_eq!(refusal(&a, to(15008)), REFUSED);
+    agent.kill();
+    assert_eq!(refusal(&a, to(8080)), REFUSED);
+    let agent = Agent::start(&pins.0);
+    agent.enrol(vec![wanted(&b)]);
+    assert_eq!(refusal(&a, to(8080)), None);
+    agent.release();
 }
 
 /// The operator's own hole.

@@ -1,12 +1,12 @@
 //! A passively opened socket is established, before accept() can return it.
 
-use aya_ebpf::bindings::{BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB_FLAG};
-use mesh_common::{Direction, Path, SOCK_AGENT, SOCK_ORIG_DST, SOCK_PEER, SockState, Tuple};
+use aya_ebpf::bindings::BPF_SOCK_OPS_STATE_CB_FLAG;
+use mesh_common::{Direction, Path, SOCK_AGENT, SOCK_ORIG_DST, SOCK_PEER, Share, SockState, Tuple};
 
 use super::{Socket, record, state::ESTABLISHED};
 use crate::{
-    maps::{clients, conns, orig_dst, sk_state},
-    net,
+    maps::{clients, conns, orig_dst, sk_state, vouched},
+    net, share,
 };
 
 #[inline(always)]
@@ -34,7 +34,7 @@ fn take_original_destination(socket: &Socket<'_>, state: &mut SockState, tuple: 
     state.peer = entry.dst;
     state.cookie = entry.client_cookie;
     state.flags |= SOCK_ORIG_DST;
-    let _ = orig_dst.remove(tuple);
+    share::remove(&orig_dst, Share::OrigDst, socket.netns, tuple);
     if let Some(rec) = conns.get_ptr_mut(entry.client_cookie) {
         // SAFETY: a live value of the map; the field has one writer.
         unsafe { (*rec).agent_cookie = socket.cookie() };
@@ -54,14 +54,20 @@ fn application(socket: &Socket<'_>, tuple: &Tuple) {
     };
     let (path, remote, agent_cookie) = match client {
         Some(client) => {
-            let _ = clients.remove(tuple);
+            share::remove(&clients, Share::Clients, socket.netns, tuple);
             state.peer = client.addr;
             state.flags = SOCK_PEER;
             (Path::Proxied, client.addr, client.agent_cookie)
         }
         None => {
             state.flags = 0;
-            (Path::Passthrough, socket.remote, 0)
+            // Taken: the next connection with this tuple needs another word.
+            let path = if vouched.remove(tuple).is_ok() {
+                Path::Vouched
+            } else {
+                Path::Passthrough
+            };
+            (path, socket.remote, 0)
         }
     };
     let cookie = socket.cookie();
@@ -76,7 +82,6 @@ fn application(socket: &Socket<'_>, tuple: &Tuple) {
             original_dst: socket.local,
             agent_cookie,
             tcp_state: ESTABLISHED,
-            flags: u64::from(BPF_NOEXIST),
         },
     );
     socket.want(BPF_SOCK_OPS_STATE_CB_FLAG);

@@ -1,19 +1,16 @@
 //! A socket dials: the SYN is about to be sent and the 4-tuple is known.
 
-use aya_ebpf::{
-    bindings::{BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB_FLAG},
-    helpers::generated::bpf_ktime_get_ns,
-};
+use aya_ebpf::{bindings::BPF_SOCK_OPS_STATE_CB_FLAG, helpers::generated::bpf_ktime_get_ns};
 use aya_log_ebpf::warn;
 use mesh_common::{
-    Client, Counter, Direction, OrigDst, Path, SOCK_ACTIVE, SOCK_AGENT, SOCK_CLIENT, SOCK_PEER,
-    SOCK_SELF_TEST, SockState, Tuple,
+    Client, Direction, OrigDst, Path, SOCK_ACTIVE, SOCK_AGENT, SOCK_CLIENT, SOCK_CLIENT_LOST,
+    SOCK_PEER, SOCK_SELF_TEST, Share, SockState, Tuple,
 };
 
 use super::{Socket, record};
 use crate::{
-    maps::{clients, count, orig_dst, sk_state},
-    net,
+    maps::{clients, orig_dst, sk_state},
+    net, share,
 };
 
 #[inline(always)]
@@ -38,7 +35,7 @@ pub fn on_connect(socket: &Socket<'_>) {
 
 /// The agent dials an application on behalf of a client: the application's side will ask who.
 #[inline(always)]
-fn announce_client(socket: &Socket<'_>, state: &SockState) {
+fn announce_client(socket: &Socket<'_>, state: &mut SockState) {
     let tuple = Tuple {
         netns: socket.netns,
         src: socket.local,
@@ -51,8 +48,9 @@ fn announce_client(socket: &Socket<'_>, state: &SockState) {
         agent_cookie: socket.cookie(),
         created_ns,
     };
-    if clients.insert(tuple, client, 0).is_err() {
-        count(Counter::ClientsFull);
+    if share::insert(&clients, Share::Clients, socket.netns, &tuple, &client).is_err() {
+        // There was room when connect() began. The agent looks for this before it carries anything.
+        state.flags |= SOCK_CLIENT_LOST;
         return;
     }
     // For a connect that fails: the entry must go.
@@ -80,10 +78,12 @@ fn application(socket: &Socket<'_>, state: &mut SockState) {
             client_cookie: cookie,
             created_ns,
         };
-        if orig_dst.insert(tuple, entry, 0).is_err() {
+        if share::insert(&orig_dst, Share::OrigDst, socket.netns, &tuple, &entry).is_err() {
             // Nothing will be steered: the connection is refused by the kernel.
-            count(Counter::OrigDstFull);
-            warn!(socket.ctx, "orig_dst is full: a connection is refused");
+            warn!(
+                socket.ctx,
+                "orig_dst is full, or the share of the workload: a connection is refused"
+            );
         }
     }
     if state.flags & SOCK_SELF_TEST == 0 {
@@ -103,7 +103,6 @@ fn application(socket: &Socket<'_>, state: &mut SockState) {
                 original_dst: remote,
                 agent_cookie: 0,
                 tcp_state: super::state::SYN_SENT,
-                flags: u64::from(BPF_NOEXIST),
             },
         );
     }

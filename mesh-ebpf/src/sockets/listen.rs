@@ -1,12 +1,12 @@
 //! An application listens, or ceases to.
 
 use aya_ebpf::bindings::BPF_SOCK_OPS_STATE_CB_FLAG;
-use mesh_common::{Counter, EventKind, ListenKey, SOCK_AGENT};
+use mesh_common::{EventKind, ListenKey, SOCK_AGENT, Share};
 
 use super::{Socket, record};
 use crate::{
-    maps::{count, listen_ports, sk_state},
-    net,
+    maps::{listen_ports, sk_state},
+    net, share,
 };
 
 /// From here on connections to the port are steered. A `::` listener counts as one for both families until the agent,
@@ -29,9 +29,7 @@ pub fn on_listen(socket: &Socket<'_>) {
         netns: socket.netns,
         addr: socket.local,
     };
-    if listen_ports.insert(key, 1, 0).is_err() {
-        count(Counter::ListenFull);
-    }
+    let _ = share::insert(&listen_ports, Share::ListenPorts, socket.netns, &key, &1);
     // For the close; children inherit the flag, which they would set anyway.
     socket.want(BPF_SOCK_OPS_STATE_CB_FLAG);
     record::tell(socket, EventKind::Listen, socket.cookie());

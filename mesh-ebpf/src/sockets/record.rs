@@ -3,11 +3,14 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use mesh_common::{
     Addr, ConnRecord, Counter, Direction, Event, EventKind, KernelClose, Path, SOCK_RECORDED,
-    SockState,
+    Share, SockState,
 };
 
 use super::Socket;
-use crate::maps::{conns, count, events};
+use crate::{
+    maps::{blank, conns, count, events},
+    share,
+};
 
 /// What a new record says beside the tuple.
 pub struct New {
@@ -17,36 +20,33 @@ pub struct New {
     pub original_dst: Addr,
     pub agent_cookie: u64,
     pub tcp_state: u8,
-    pub flags: u64,
 }
 
 /// Inserts the record and marks the socket as recorded. A full map is counted, the connection goes on.
 #[inline(always)]
 pub fn begin(socket: &Socket<'_>, state: &mut SockState, cookie: u64, new: New) {
+    let Some(zeros) = blank.get(0) else { return };
+    if share::insert(&conns, Share::Conns, socket.netns, &cookie, zeros).is_err() {
+        return;
+    }
+    let Some(record) = conns.get_ptr_mut(cookie) else {
+        return;
+    };
     // SAFETY: a helper without preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    let record = ConnRecord {
-        netns: socket.netns,
-        local: socket.local,
-        remote: new.remote,
-        original_dst: new.original_dst,
-        agent_cookie: new.agent_cookie,
-        start_ns: now,
-        last_ns: now,
-        bytes_sent: 0,
-        bytes_received: 0,
-        srtt_us: 0,
-        retransmits: 0,
-        state: new.tcp_state,
-        direction: new.direction as u8,
-        path: new.path as u8,
-        close_reason: KernelClose::Open as u8,
-        security: 0,
-        pad: [0; 3],
-    };
-    if conns.insert(cookie, record, new.flags).is_err() {
-        count(Counter::ConnsFull);
-        return;
+    // SAFETY: a live value of the map. Whoever reads it in this moment finds a record of no workload and passes on: the
+    // cookie of its namespace comes last.
+    unsafe {
+        (*record).local = socket.local;
+        (*record).remote = new.remote;
+        (*record).original_dst = new.original_dst;
+        (*record).agent_cookie = new.agent_cookie;
+        (*record).start_ns = now;
+        (*record).last_ns = now;
+        (*record).state = new.tcp_state;
+        (*record).direction = new.direction as u8;
+        (*record).path = new.path as u8;
+        core::ptr::write_volatile(core::ptr::addr_of_mut!((*record).netns), socket.netns);
     }
     state.flags |= SOCK_RECORDED;
 }
@@ -79,7 +79,7 @@ pub fn finish(socket: &Socket<'_>, cookie: u64, sent: u64, received: u64, reason
         } else {
             count(Counter::EventsFull);
         }
-        let _ = conns.remove(cookie);
+        share::remove(&conns, Share::Conns, socket.netns, &cookie);
     }
 }
 

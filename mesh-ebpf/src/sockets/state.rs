@@ -7,11 +7,14 @@ use aya_ebpf::{
 };
 use mesh_common::{
     KernelClose, SOCK_ACTIVE, SOCK_AGENT, SOCK_CLIENT, SOCK_FIN_ACKED, SOCK_FIN_LOCAL_FIRST,
-    SOCK_FIN_RECEIVED, SOCK_FIN_REMOTE_FIRST, SOCK_PEER, SOCK_RECORDED, SockState, Tuple,
+    SOCK_FIN_RECEIVED, SOCK_FIN_REMOTE_FIRST, SOCK_PEER, SOCK_RECORDED, Share, SockState, Tuple,
 };
 
 use super::{Socket, listen, record};
-use crate::maps::{clients, conns, orig_dst, sk_state};
+use crate::{
+    maps::{clients, conns, orig_dst, sk_state},
+    share,
+};
 
 /// TCP states, numbers of the kernel.
 pub const ESTABLISHED: u8 = 1;
@@ -39,7 +42,7 @@ pub fn on_change(socket: &Socket<'_>) {
     if state.flags & SOCK_AGENT != 0 {
         // Also after a handshake: an application that does not accept never takes the entry.
         if new == CLOSE && state.flags & SOCK_CLIENT != 0 {
-            let _ = clients.remove(tuple(socket));
+            share::remove(&clients, Share::Clients, socket.netns, &tuple(socket));
         }
         return;
     }
@@ -48,7 +51,7 @@ pub fn on_change(socket: &Socket<'_>) {
         return;
     }
     if connect_failed && state.flags & SOCK_PEER != 0 {
-        let _ = orig_dst.remove(tuple(socket));
+        share::remove(&orig_dst, Share::OrigDst, socket.netns, &tuple(socket));
     }
     if state.flags & SOCK_RECORDED == 0 {
         return;
