@@ -10,6 +10,7 @@ use mesh_common::Addr;
 use super::netlink::{Netlink, attributes, u32_at, u64_at};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
 const INET_DIAG_INFO: u16 = 2;
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const REQUEST: usize = 56;
@@ -115,6 +116,37 @@ pub(super) fn find(
     remote: &Addr,
     cookie: u64,
 ) -> io::Result<Option<Socket>> {
+    match socket.get(SOCK_DIAG_BY_FAMILY, &one(local, remote, cookie)) {
+        Ok(answer) => Ok(answer
+            .as_deref()
+            .and_then(parse)
+            .filter(|s| s.cookie == cookie)),
+        // The addresses live on, the cookie does not.
+        Err(e) if e.raw_os_error() == Some(libc::ESTALE) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Ends one connection as if by a reset from both sides: the peer gets RST, the application ECONNABORTED. False when it is
+/// gone already.
+///
+/// # Errors
+/// EOPNOTSUPP: the kernel was built without `CONFIG_INET_DIAG_DESTROY`.
+pub(super) fn destroy(
+    socket: &mut Netlink,
+    local: &Addr,
+    remote: &Addr,
+    cookie: u64,
+) -> io::Result<bool> {
+    match socket.act(SOCK_DESTROY, &one(local, remote, cookie)) {
+        Ok(()) => Ok(true),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// The request for one connection.
+fn one(local: &Addr, remote: &Addr, cookie: u64) -> [u8; REQUEST] {
     let family = if local.is_v4() {
         libc::AF_INET
     } else {
@@ -127,15 +159,7 @@ pub(super) fn find(
     put(&mut body, 28, address(remote));
     put(&mut body, 48, &(cookie as u32).to_ne_bytes());
     put(&mut body, 52, &((cookie >> 32) as u32).to_ne_bytes());
-    match socket.get(SOCK_DIAG_BY_FAMILY, &body) {
-        Ok(answer) => Ok(answer
-            .as_deref()
-            .and_then(parse)
-            .filter(|s| s.cookie == cookie)),
-        // The addresses live on, the cookie does not.
-        Err(e) if e.raw_os_error() == Some(libc::ESTALE) => Ok(None),
-        Err(e) => Err(e),
-    }
+    body
 }
 
 fn address(a: &Addr) -> &[u8] {

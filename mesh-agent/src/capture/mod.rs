@@ -4,6 +4,7 @@
 mod cgroup;
 mod check;
 mod conns;
+mod destroy;
 mod diag;
 mod enrol;
 mod enrolled;

@@ -13,6 +13,7 @@ use rustix::net::{
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const HEADER: usize = 16;
 
@@ -86,6 +87,16 @@ impl Netlink {
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(e) => Err(e),
             Ok(()) => Ok(None),
+        }
+    }
+
+    /// Sends one request that is answered by success or an error alone.
+    pub(super) fn act(&mut self, kind: u16, body: &[u8]) -> io::Result<()> {
+        self.send(kind, NLM_F_REQUEST | NLM_F_ACK, body)?;
+        let n = self.receive()?;
+        match split(self.buffer.get(..n).unwrap_or_default()) {
+            Some((NLMSG_ERROR, body, _)) => error(body),
+            _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 

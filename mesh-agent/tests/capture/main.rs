@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
 
 mod bed;
+mod destroy;
 mod inbound;
 mod life;
 mod outbound;
@@ -10,3 +11,4 @@ mod protected;
 mod records;
 mod shares;
 mod tunnel;
+mod vouched;
