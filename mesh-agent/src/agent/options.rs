@@ -38,9 +38,9 @@ pub struct AgentOptions {
 #[derive(Clone, Debug)]
 pub struct IdentityOptions {
     pub ca: CaChoice,
-    /// PEM file of roots that are trusted beside those of the certificate authority; re-read when it changes.
+    /// PEM file of roots that are trusted instead of those that the certificate authority names; re-read when it changes.
     pub trust_bundle: Option<PathBuf>,
-    /// PEM file of certificate revocation lists; re-read when it changes.
+    /// File of certificate revocation lists, PEM or DER; re-read when it changes.
     pub crl: Option<PathBuf>,
     /// Lifetime that certificates are asked for with.
     pub cert_ttl: Duration,

@@ -71,10 +71,10 @@ struct Identity {
     /// Name of the cluster, as the certificate authority knows it
     #[arg(long, value_name = "NAME", default_value = "Kubernetes")]
     cluster_id: String,
-    /// Roots (PEM) to trust beside those of the certificate authority; re-read when the file changes
+    /// Roots (PEM) to trust instead of those that the certificate authority names; re-read when the file changes
     #[arg(long, value_name = "FILE")]
     trust_bundle: Option<PathBuf>,
-    /// Certificate revocation lists (PEM); re-read when the file changes
+    /// Certificate revocation lists (PEM or DER); re-read when the file changes
     #[arg(long, value_name = "FILE")]
     crl: Option<PathBuf>,
     /// Lifetime of the certificates that are asked for, such as 24h or 90m

@@ -81,10 +81,7 @@ pub(super) fn check(
     let trust = match bundle {
         Some(bundle) => bundle,
         None => {
-            own = Trust {
-                roots: roots.clone(),
-                ..trust.clone()
-            };
+            own = trust.with_roots(roots.clone());
             &own
         }
     };

@@ -143,14 +143,13 @@ impl Identities {
             crl: options.crl.clone().map(Watched::new),
         };
         let seen = files.poll();
-        let trust = Trust {
-            roots: seen
-                .bundle
+        let trust = Trust::new(
+            seen.bundle
                 .transpose()?
                 .unwrap_or_else(|| Arc::new(Roots::none())),
-            crls: seen.crl.transpose()?.unwrap_or_default(),
-            domains: Arc::default(),
-        };
+            seen.crl.transpose()?.unwrap_or_default(),
+            Arc::default(),
+        );
         report_disowned(&trust);
         Ok(Arc::new(Self {
             ca_name: ca.name().into(),
@@ -208,14 +207,7 @@ impl Identities {
         let mut writer = self.writer();
         let trust = self.trust.get();
         if *trust.domains != domains {
-            let domains = Arc::new(domains);
-            self.change_trust(
-                &mut writer,
-                Trust {
-                    domains,
-                    ..(*trust).clone()
-                },
-            );
+            self.change_trust(&mut writer, trust.with_domains(Arc::new(domains)));
         }
     }
 
@@ -374,18 +366,17 @@ impl Identities {
     fn take_files(&self, seen: Seen) {
         let now = self.options.clock.now();
         let mut writer = self.writer();
-        let mut trust = (*self.trust.get()).clone();
-        let mut changed = false;
+        let old = self.trust.get();
+        let (mut new_roots, mut new_crls) = (None, None);
         match seen.bundle {
             Some(Ok(roots)) => {
                 writer.bundle.error = None;
-                if !roots.same(&trust.roots) {
+                if !roots.same(&old.roots) {
                     tracing::info!(
                         roots = roots.certificates().len(),
                         "the trust bundle has changed"
                     );
-                    trust.roots = roots;
-                    changed = true;
+                    new_roots = Some(roots);
                 }
             }
             Some(Err(error)) => writer.bundle.keep_last(&error, now),
@@ -395,19 +386,23 @@ impl Identities {
             Some(Ok(crls)) => {
                 writer.crl.error = None;
                 writer.crl_loaded = now;
-                if !crls.same(&trust.crls) {
+                if !crls.same(&old.crls) {
                     tracing::info!(
                         lists = crls.lists().len(),
                         "the revocation lists have changed"
                     );
-                    trust.crls = crls;
-                    changed = true;
+                    new_crls = Some(crls);
                 }
             }
             Some(Err(error)) => writer.crl.keep_last(&error, now),
             None => {}
         }
-        if changed {
+        if new_roots.is_some() || new_crls.is_some() {
+            let trust = Trust::new(
+                new_roots.unwrap_or_else(|| old.roots.clone()),
+                new_crls.unwrap_or_else(|| old.crls.clone()),
+                old.domains.clone(),
+            );
             self.change_trust(&mut writer, trust);
         }
     }

@@ -10,9 +10,10 @@ use tokio::time::Instant;
 
 use super::answer::SKEW;
 
-/// Renewal is drawn from this part of a certificate's life: the last half, less a rest for trying again.
+/// Renewal is drawn from the third quarter of a certificate's life (of 24 h: 12 to 18 h), so that nodes which started together do not
+/// renew together, and the last quarter is left for trying again.
 const EARLIEST: f64 = 0.5;
-const LATEST: f64 = 0.9;
+const LATEST: f64 = 0.75;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
@@ -132,8 +133,8 @@ mod tests {
             let renew = renew_at(now, end, draw);
             prop_assert!(renew >= now + Duration::from_secs(life) / 2 - Duration::from_millis(1));
             prop_assert!(renew < end);
-            // A tenth of the life is left for trying again.
-            prop_assert!(end.duration_since(renew).unwrap() >= Duration::from_secs(life).mul_f64(0.0999));
+            // A quarter of the life is left for trying again.
+            prop_assert!(end.duration_since(renew).unwrap() >= Duration::from_secs(life).mul_f64(0.2499));
         }
 
         #[test]

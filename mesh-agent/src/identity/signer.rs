@@ -7,6 +7,7 @@ mod files;
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -21,7 +22,7 @@ use super::{
     keys::WorkloadKey,
     peer::PeerRefused,
     roots::{BundleError, Roots, describe},
-    trust::{Domains, Role, Trust, within},
+    trust::{Role, Trust, within},
 };
 use crate::model::SpiffeId;
 
@@ -242,14 +243,9 @@ impl Signer {
         let chain = self
             .sign_key(&key, &id, DEFAULT_TTL, at)
             .map_err(|error| broken(error.to_string()))?;
-        let trust = Trust {
-            roots: std::sync::Arc::new(
-                Roots::new(self.roots.certificates().to_vec())
-                    .map_err(|error| broken(error.to_string()))?,
-            ),
-            crls: std::sync::Arc::default(),
-            domains: std::sync::Arc::new(Domains::default()),
-        };
+        let roots = Roots::new(self.roots.certificates().to_vec())
+            .map_err(|error| broken(error.to_string()))?;
+        let trust = Trust::new(Arc::new(roots), Arc::default(), Arc::default());
         let leaf = chain.first().ok_or(PeerRefused::NoCertificate)?;
         let at = within(leaf, at);
         for role in [Role::Client, Role::Server] {

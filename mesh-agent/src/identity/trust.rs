@@ -1,5 +1,7 @@
 //! Whom this node trusts: roots, revocation lists, trust domains; and the verification of a chain against them.
 
+mod verified;
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -9,6 +11,7 @@ use arc_swap::ArcSwap;
 use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer, TrustAnchor};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath, spki_for_anchor};
 
+use self::verified::Verified;
 use super::{
     clock::unix,
     crl::Crls,
@@ -51,11 +54,13 @@ impl Domains {
 }
 
 /// One state of trust; replaced as a whole.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Trust {
     pub(super) roots: Arc<Roots>,
     pub(super) crls: Arc<Crls>,
     pub(super) domains: Arc<Domains>,
+    /// Of this state only.
+    verified: Verified,
 }
 
 /// The state of now, shared with the verifiers inside TLS configurations.
@@ -77,6 +82,23 @@ impl TrustCell {
 }
 
 impl Trust {
+    pub(super) fn new(roots: Arc<Roots>, crls: Arc<Crls>, domains: Arc<Domains>) -> Self {
+        Self {
+            roots,
+            crls,
+            domains,
+            verified: Verified::default(),
+        }
+    }
+
+    pub(super) fn with_roots(&self, roots: Arc<Roots>) -> Self {
+        Self::new(roots, self.crls.clone(), self.domains.clone())
+    }
+
+    pub(super) fn with_domains(&self, domains: Arc<Domains>) -> Self {
+        Self::new(self.roots.clone(), self.crls.clone(), domains)
+    }
+
     /// Verifies what a peer showed: the chain with its validity, usage and revocation, a SPIFFE identity, and of a client
     /// also the trust domain. A server's identity is for the caller to compare with the one it expects.
     pub(super) fn verify_peer(
@@ -94,6 +116,21 @@ impl Trust {
 
     /// The same without the trust domain.
     pub(super) fn verify_chain(
+        &self,
+        chain: &[CertificateDer<'_>],
+        role: Role,
+        now: SystemTime,
+    ) -> Result<PeerIdentity, PeerRefused> {
+        let key = verified::key(chain, role);
+        if let Some(peer) = self.verified.get(&key, now) {
+            return Ok(peer);
+        }
+        let peer = self.verify_anew(chain, role, now)?;
+        self.verified.put(key, chain, &peer);
+        Ok(peer)
+    }
+
+    fn verify_anew(
         &self,
         chain: &[CertificateDer<'_>],
         role: Role,

@@ -17,7 +17,6 @@ use crate::identity::{
     moment::moment,
     rotation::{self, Held, Need},
     tls::TlsIdentity,
-    trust::Trust,
 };
 
 /// Validity is compared with the wall clock, and the files are looked at, this often: a clock that jumped is noticed within it.
@@ -160,13 +159,7 @@ impl Identities {
                 roots = checked.roots.certificates().len(),
                 "the authority's roots have changed"
             );
-            self.change_trust(
-                &mut writer,
-                Trust {
-                    roots: checked.roots.clone(),
-                    ..(*trust).clone()
-                },
-            );
+            self.change_trust(&mut writer, trust.with_roots(checked.roots.clone()));
         }
         let now = self.options.clock.now();
         let (serial, end) = (checked.leaf.serial.clone(), checked.leaf.not_after);

@@ -65,3 +65,58 @@ async fn a_resumed_handshake_shows_whom_it_was_made_with() {
     let again = shake(&web.client, &db.server).unwrap();
     assert_eq!(again.client.handshake_kind(), Some(HandshakeKind::Full));
 }
+
+/// What handshakes cost, both ends together; `cargo test -p mesh-agent --lib identity -- --ignored --nocapture cost`.
+#[tokio::test]
+#[ignore = "measures"]
+async fn cost() {
+    let authority = Authority::new();
+    let node = Node::start(authority.ca(), IdentityOptions::default())
+        .with(&["web", "db"])
+        .await;
+    let (web, db) = (node.of("web"), node.of("db"));
+    let chain = web.certified.cert.clone();
+    let time = |what: &str, mut work: Box<dyn FnMut()>| {
+        let mut rounds: Vec<_> = (0..15)
+            .map(|_| {
+                let begun = std::time::Instant::now();
+                (0..100).for_each(|_| work());
+                begun.elapsed() / 100
+            })
+            .collect();
+        rounds.sort();
+        println!(
+            "{what}: {:?} ({:?} to {:?})",
+            rounds[7], rounds[0], rounds[14]
+        );
+    };
+    time("full handshake", {
+        let (web, db) = (web.clone(), db.clone());
+        Box::new(move || {
+            web.forget(&server_name());
+            let shaken = shake(&web.client, &db.server).unwrap();
+            assert_eq!(shaken.server.handshake_kind(), Some(HandshakeKind::Full));
+        })
+    });
+    shake(&web.client, &db.server).unwrap();
+    time("resumed handshake", {
+        let (web, db) = (web.clone(), db.clone());
+        Box::new(move || {
+            let shaken = shake(&web.client, &db.server).unwrap();
+            assert_eq!(shaken.server.handshake_kind(), Some(HandshakeKind::Resumed));
+        })
+    });
+    time("verification afterwards, one end", {
+        let node = node.identities.clone();
+        Box::new(move || drop(node.verify_client(&chain).unwrap()))
+    });
+    time("two configurations", {
+        let node = node.identities.clone();
+        let mut n = 0;
+        Box::new(move || {
+            n += 1;
+            let alias = crate::model::TrustDomain::new(&format!("n{n}")).unwrap();
+            node.set_mesh(crate::model::TrustDomain::default(), vec![alias]);
+        })
+    });
+}

@@ -89,14 +89,16 @@ impl Moody {
                 .unwrap();
             vec![leaf.der().clone()]
         };
-        let now = SystemTime::now();
-        let mut good = self.inner.sign(id, csr, ttl).await?;
         match mood {
-            Mood::Good => {}
             Mood::Down => return Err(CaError::Unavailable("connection refused".into())),
             Mood::Silent => std::future::pending().await,
             Mood::Refusing => return Err(CaError::Refused("not on this node".into())),
             Mood::Panics => panic!("an authority's client that panics"),
+            _ => {}
+        }
+        let now = SystemTime::now();
+        let mut good = self.inner.sign(id, csr, ttl).await?;
+        match mood {
             Mood::WrongName => good.chain = resign(vec![other], now),
             Mood::TwoNames => good.chain = resign(vec![id.clone(), other], now),
             Mood::WrongKey => {
@@ -116,6 +118,7 @@ impl Moody {
             }
             Mood::Expired => good.chain = resign(vec![id.clone()], now - 2 * ttl),
             Mood::Future => good.chain = resign(vec![id.clone()], now + HOUR),
+            _ => {}
         }
         Ok(good)
     }
