@@ -38,12 +38,13 @@ impl SignerFolder {
     /// # Errors
     /// What is there cannot be used, or may be read by others.
     pub fn open(dir: &Path) -> Result<Self, SignerError> {
-        let signer = Signer::open(dir)?;
+        // Made first, then marked as seen, then read: a change in between is seen by the next look.
+        Signer::open(dir)?;
         let mut files: Vec<_> = Signer::files(dir).into_iter().map(Watched::new).collect();
         for file in &mut files {
-            // Read a moment ago; a change in between is seen by the next poll.
             let _ = file.poll();
         }
+        let signer = Signer::load(dir)?;
         Ok(Self {
             dir: dir.to_owned(),
             state: Mutex::new(State {

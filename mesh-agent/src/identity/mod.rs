@@ -10,6 +10,8 @@ mod clock;
 mod crl;
 mod csr;
 mod file;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod identities;
 mod istio_ca;
 mod keys;

@@ -163,7 +163,7 @@ impl Identities {
         }
         let now = self.options.clock.now();
         let (serial, end) = (checked.leaf.serial.clone(), checked.leaf.not_after);
-        let refused = super::refuses(&self.trust.get(), &checked.chain, now).is_some();
+        let refused = super::trusting::refuses(&self.trust.get(), &checked.chain, now).is_some();
         let certified = Arc::new(CertifiedKey::new(checked.chain, Arc::new(key)));
         let tls = TlsIdentity::new(
             entry.id.clone(),

@@ -1,0 +1,8 @@
+//! Revocation lists, PEM and DER.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    mesh_agent::identity::fuzz::crl(bytes);
+});
