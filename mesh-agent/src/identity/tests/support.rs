@@ -29,7 +29,8 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use super::super::*;
 
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than the longest back-off: some tests wait for it in paused time.
+pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 
 pub(super) fn id(account: &str) -> SpiffeId {
     format!("spiffe://cluster.local/ns/shop/sa/{account}")
