@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mesh_agent::admin::{ConnectionFilter, query};
+use mesh_agent::admin::{ConnectionFilter, api::ExplainQuery, query};
 
 fuzz_target!(|text: &str| {
     let pairs = query::parse(text);
@@ -18,5 +18,12 @@ fuzz_target!(|text: &str| {
             );
         }
         Err(error) => assert!(!error.is_empty()),
+    }
+    if let Ok(question) = ExplainQuery::parse(text) {
+        let again = question.to_query();
+        assert_eq!(
+            ExplainQuery::parse(again.trim_start_matches('?')),
+            Ok(question)
+        );
     }
 });
