@@ -132,6 +132,7 @@ pub(super) fn table(rows: &[Connection], wide: bool, rates: Option<&[Rate]>) -> 
             .text("UPSTREAM")
             .text("SOURCE PRINCIPAL")
             .text("DESTINATION PRINCIPAL")
+            .text("POLICY")
             .text("FLAGS")
             .number("COOKIE");
     }
@@ -192,6 +193,7 @@ fn row(c: &Connection, wide: bool, closed: bool, rate: Option<Rate>) -> Vec<Cell
             dash(c.upstream.as_deref()),
             dash(c.source_principal.as_deref()),
             dash(c.destination_principal.as_deref()),
+            dash(c.policy.as_deref()),
             dash(c.response_flags.as_deref()),
             c.app_cookie.to_string().into(),
         ]);

@@ -21,6 +21,8 @@ pub(super) struct Line<'a> {
     pub(super) source_principal: Option<&'a SpiffeId>,
     pub(super) destination_principal: Option<&'a SpiffeId>,
     pub(super) security: &'static str,
+    /// The AuthorizationPolicy that decided.
+    pub(super) policy: Option<&'a ResourceName>,
     pub(super) original_dst: SocketAddr,
     pub(super) service: Option<&'a ResourceName>,
     pub(super) upstream: Option<SocketAddr>,
@@ -48,6 +50,7 @@ pub(super) fn write(line: &Line<'_>) {
         upstream_workload = line.upstream_workload.map(display),
         destination_principal = line.destination_principal.map(display),
         security = line.security,
+        policy = line.policy.map(display),
         protocol = line.protocol,
         path = line.path,
         bytes_sent = line.bytes_sent,

@@ -118,6 +118,8 @@ pub(super) struct Progress {
     pub(super) upstream: Option<Peer>,
     /// What mutual TLS proved; `None` without it.
     pub(super) security: Option<Principals>,
+    /// The AuthorizationPolicy that decided.
+    pub(super) policy: Option<ResourceName>,
     /// The certificate of who dialled is not that of the workload which has its address.
     pub(super) stranger: bool,
     /// The connection to `upstream` stands; before that it is only tried.
@@ -222,6 +224,11 @@ impl ConnGuard {
             destination,
         });
         progress.stranger = stranger;
+    }
+
+    /// Says which AuthorizationPolicy allows or denies the connection; the last call counts.
+    pub fn set_policy(&self, policy: ResourceName) {
+        lock(&self.conn.progress).policy = Some(policy);
     }
 
     /// Says that the connection upstream stands: from now on it counts as opened to where [`Self::set_upstream`] said.

@@ -189,6 +189,7 @@ impl Shared {
             source_principal: None,
             destination_principal: None,
             security: security::of_record(record),
+            policy: None,
             original_dst: record.original_dst.into(),
             service: conn.service.as_ref(),
             upstream: (!proxied).then(|| conn.destination().0),

@@ -29,6 +29,8 @@ pub struct Connection {
     /// `spiffe://...` of who dialled and of who was dialled, from their certificates; only with mutual TLS.
     pub source_principal: Option<String>,
     pub destination_principal: Option<String>,
+    /// The AuthorizationPolicy that allowed or denied it, `namespace/name`; only where this agent asked one.
+    pub policy: Option<String>,
     /// Milliseconds since the epoch.
     pub started_unix_ms: u64,
     pub duration_ms: u64,

@@ -94,11 +94,12 @@ impl Shared {
 fn proxied(conn: &Arc<Conn>, record: Option<&(u64, ConnRecord)>, now: Instant) -> Connection {
     let meta = &conn.meta;
     let (bytes_sent, bytes_received) = conn.workload_bytes();
-    let (upstream, security, source_workload) = {
+    let (upstream, security, policy, source_workload) = {
         let progress = lock(&conn.progress);
         (
             progress.upstream.clone(),
             progress.security.clone(),
+            text(progress.policy.as_ref()),
             progress.source_workload(meta),
         )
     };
@@ -119,6 +120,7 @@ fn proxied(conn: &Arc<Conn>, record: Option<&(u64, ConnRecord)>, now: Instant) -
         security: security::policy_name(security.as_ref()).into(),
         source_principal: security.as_ref().and_then(|s| text(s.source.as_ref())),
         destination_principal: security.as_ref().and_then(|s| text(s.destination.as_ref())),
+        policy,
         started_unix_ms: unix_ms(conn.started_at),
         duration_ms: millis(now.saturating_duration_since(conn.started)),
         bytes_sent,

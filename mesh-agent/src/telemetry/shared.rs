@@ -157,7 +157,7 @@ impl Shared {
         let now = Instant::now();
         self.live.remove(conn);
         self.active.proxied(conn.meta.direction, -1);
-        let (upstream, kernel, security, source_workload) = {
+        let (upstream, kernel, security, policy, source_workload) = {
             let mut progress = lock(&conn.progress);
             if let Some(flow) = self.count(conn, &mut progress, now, true) {
                 flow.add_closed(reason);
@@ -171,6 +171,7 @@ impl Shared {
                 progress.upstream.clone(),
                 progress.kernel.take(),
                 progress.security.clone(),
+                progress.policy.clone(),
                 progress.source_workload(&conn.meta),
             )
         };
@@ -188,6 +189,7 @@ impl Shared {
             source_principal: security.as_ref().and_then(|s| s.source.as_ref()),
             destination_principal: security.as_ref().and_then(|s| s.destination.as_ref()),
             security: security::policy_name(security.as_ref()),
+            policy: policy.as_ref(),
             original_dst: conn.meta.original_dst,
             service: conn.meta.service.as_ref(),
             upstream: upstream.as_ref().map(|u| u.addr),

@@ -57,6 +57,7 @@ fn one_of_each() {
         "spiffe://cluster.local/ns/shop/sa/default".parse().ok(),
         "spiffe://cluster.local/ns/shop/sa/web".parse().ok(),
     );
+    guard.set_policy(name("shop/web-clients"));
     guard.counters().add_sent(5);
     guard.finish(Reason::UpstreamReset);
     t.on_closed(
@@ -95,6 +96,7 @@ fn json_lines_hold_every_field() {
             "spiffe://cluster.local/ns/shop/sa/web",
         ),
         ("security", "mutual_tls"),
+        ("policy", "shop/web-clients"),
         ("reason", "upstream_reset"),
         ("response_flags", "UC"),
         ("caused_by", "upstream"),

@@ -102,9 +102,11 @@ fn a_certificate_is_believed_more_than_an_address() {
     // The address is shop/client's, whose service account is `default`.
     let guard = t.open(inbound(21));
     guard.set_security(Some(id("mallory")), Some(id("web")));
+    guard.set_policy(name("shop/no-mallory"));
     guard.finish(Reason::PolicyDenied);
     let row = &t.closed_connections()[0];
     assert_eq!(row.source_workload, None);
+    assert_eq!(row.policy.as_deref(), Some("shop/no-mallory"));
     assert_eq!(
         row.source_principal.as_deref(),
         Some("spiffe://cluster.local/ns/shop/sa/mallory")
