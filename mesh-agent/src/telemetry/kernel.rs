@@ -18,7 +18,7 @@ use super::{
     lock,
     metrics::{Flow, FlowKey},
     security,
-    shared::{Shared, known},
+    shared::{KernelCounts, Shared, known},
 };
 
 /// Final records that wait for the proxy to open their connection; above this the oldest is reported as it is.
@@ -207,7 +207,7 @@ impl Shared {
     pub(super) fn read_kernel(&self, now: Instant) -> Vec<(u64, ConnRecord)> {
         lock(&self.kernel_live).ended = Some(HashSet::new());
         let records = self.store().read_conns();
-        let mut active = [0_i64; 4];
+        let mut active = KernelCounts::default();
         // Held throughout: an end reported meanwhile must find what was counted.
         let mut live = lock(&self.kernel_live);
         let ended = live.ended.take().unwrap_or_default();
@@ -218,8 +218,7 @@ impl Shared {
                 continue;
             }
             let conn = self.kernel_conn(*cookie, record);
-            let slot = 2 * usize::from(path == Path::Unmeshed) + usize::from(conn.inbound());
-            active[slot] += 1;
+            active.add(path, record_direction(record));
             let mut entry = self.count_kernel(&conn, before.remove(cookie), now);
             entry.missed = 0;
             live.flows.insert(*cookie, entry);

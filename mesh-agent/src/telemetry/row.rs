@@ -9,7 +9,7 @@ pub struct Connection {
     pub workload: Option<String>,
     /// `outbound` or `inbound`.
     pub direction: String,
-    /// `proxied`, `passthrough` or `unmeshed`.
+    /// `proxied`, `passthrough`, `unmeshed` or `vouched`.
     pub path: String,
     pub protocol: String,
     /// Address and port of who dialled.

@@ -244,8 +244,22 @@ fn flow_key(conn: &Conn, progress: &Progress) -> FlowKey {
 pub(super) struct ActiveCounts {
     /// Outbound, inbound.
     proxied: [AtomicI64; 2],
-    /// As of the last full reading of the map: passthrough outbound, inbound, unmeshed outbound, inbound.
-    kernel: [AtomicI64; 4],
+    /// As of the last full reading of the map.
+    kernel: Mutex<KernelCounts>,
+}
+
+/// Those that only the kernel sees.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KernelCounts([[i64; 2]; KERNEL_PATHS.len()]);
+
+const KERNEL_PATHS: [Path; 3] = [Path::Passthrough, Path::Unmeshed, Path::Vouched];
+
+impl KernelCounts {
+    pub(super) fn add(&mut self, path: Path, direction: Direction) {
+        if let Some(i) = KERNEL_PATHS.iter().position(|p| *p == path) {
+            self.0[i][usize::from(direction == Direction::Inbound)] += 1;
+        }
+    }
 }
 
 impl ActiveCounts {
@@ -253,10 +267,8 @@ impl ActiveCounts {
         self.proxied[usize::from(direction == Direction::Inbound)].fetch_add(by, Ordering::Relaxed);
     }
 
-    pub(super) fn set_kernel(&self, counts: [i64; 4]) {
-        for (slot, n) in self.kernel.iter().zip(counts) {
-            slot.store(n, Ordering::Relaxed);
-        }
+    pub(super) fn set_kernel(&self, counts: KernelCounts) {
+        *lock(&self.kernel) = counts;
     }
 
     pub(super) fn proxied_total(&self) -> u64 {
@@ -265,16 +277,17 @@ impl ActiveCounts {
     }
 
     /// Direction, path, number.
-    pub(super) fn get(&self) -> [(&'static str, &'static str, i64); 6] {
-        let p = |i: usize| self.proxied[i].load(Ordering::Relaxed);
-        let k = |i: usize| self.kernel[i].load(Ordering::Relaxed);
-        [
-            ("outbound", "proxied", p(0)),
-            ("inbound", "proxied", p(1)),
-            ("outbound", "passthrough", k(0)),
-            ("inbound", "passthrough", k(1)),
-            ("outbound", "unmeshed", k(2)),
-            ("inbound", "unmeshed", k(3)),
-        ]
+    pub(super) fn get(&self) -> Vec<(&'static str, &'static str, i64)> {
+        let proxied = [0, 1].map(|i| self.proxied[i].load(Ordering::Relaxed));
+        let kernel = *lock(&self.kernel);
+        std::iter::once((Path::Proxied, proxied))
+            .chain(KERNEL_PATHS.into_iter().zip(kernel.0))
+            .flat_map(|(path, [outbound, inbound])| {
+                [
+                    ("outbound", path_name(path), outbound),
+                    ("inbound", path_name(path), inbound),
+                ]
+            })
+            .collect()
     }
 }

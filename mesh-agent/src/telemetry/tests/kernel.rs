@@ -141,6 +141,27 @@ fn what_waits_is_bounded_and_what_overflows_is_reported() {
 }
 
 #[test]
+fn each_path_past_the_proxy_is_counted_by_itself() {
+    let (t, store) = telemetry(defaults());
+    let seen = [
+        (Path::Passthrough, "passthrough"),
+        (Path::Unmeshed, "unmeshed"),
+        (Path::Vouched, "vouched"),
+    ];
+    for (cookie, (path, _)) in (11..).zip(seen) {
+        store.put(cookie, record(Direction::Inbound, path));
+    }
+    t.refresh(10);
+    let text = t.exposition();
+    for (_, path) in seen {
+        let labels = [("path", path), ("direction", "inbound")];
+        assert_eq!(sum(&text, "mesh_connections_active", &labels), 1, "{path}");
+        let labels = [("path", path), ("direction", "outbound")];
+        assert_eq!(sum(&text, "mesh_connections_active", &labels), 0, "{path}");
+    }
+}
+
+#[test]
 fn connections_past_the_proxy_are_counted_and_listed() {
     let (t, store) = telemetry(defaults());
     let mut kernel = record(Direction::Outbound, Path::Passthrough);
