@@ -8,11 +8,14 @@ use std::{
 
 use mesh_common::ConnRecord;
 
+use super::identity;
 use crate::{
     capture::Capture,
     catalog::Catalog,
     discovery::SourceState,
+    identity::Identities,
     model::{ResourceName, Workload},
+    proxy::Proxy,
     telemetry::{AgentGauges, AgentSource, ConfigGauges, ConnStore, Directory, MapGauge},
 };
 
@@ -77,6 +80,8 @@ pub(super) fn workloads_by_state(capture: &Capture) -> Vec<(&'static str, u64)> 
 pub(super) struct Gauges {
     pub(super) capture: Arc<Capture>,
     pub(super) sources: Vec<SourceState>,
+    pub(super) identities: Arc<Identities>,
+    pub(super) proxy: Arc<Proxy>,
 }
 
 impl AgentSource for Gauges {
@@ -111,7 +116,8 @@ impl AgentSource for Gauges {
                     }
                 })
                 .collect(),
-            ..AgentGauges::default()
+            identity: identity::gauges(&self.identities),
+            tunnels: self.proxy.tunnels(),
         }
     }
 }

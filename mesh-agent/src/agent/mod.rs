@@ -1,7 +1,10 @@
 //! The composition root: builds the parts, owns start order, drain and shutdown.
 
+mod explain;
+mod identity;
 mod joined;
 mod options;
+mod unmeshed;
 mod upkeep;
 mod view;
 mod wanted;
@@ -24,6 +27,7 @@ use tokio::{
 pub use self::options::{AgentOptions, CaChoice, IdentityOptions};
 use self::{
     joined::{Gauges, Names, Records},
+    unmeshed::Unmeshed,
     view::View,
 };
 use crate::{
@@ -32,6 +36,7 @@ use crate::{
     capture::{Capture, CaptureOptions, PodEvent},
     catalog::{Catalog, CatalogOptions},
     discovery::file::{FileOptions, FileSource},
+    identity::Identities,
     proxy::{self, EVENT_INTERVAL, Proxy, ProxyOptions},
     telemetry::{Telemetry, TelemetryOptions, logging},
 };
@@ -95,6 +100,7 @@ async fn serve(
         ..CatalogOptions::new(options.node.as_str())
     });
     let source = first_configuration(&options, &catalog).await?;
+    let identities = identity::build(&options)?;
 
     let (capture, streams) = Capture::start(CaptureOptions {
         node: options.node.clone(),
@@ -113,8 +119,14 @@ async fn serve(
     if let Some(most) = options.max_connections {
         proxy_options.capacity.connections = usize::try_from(most).unwrap_or(usize::MAX);
     }
-    let proxy = Proxy::new(catalog.clone(), Arc::new(telemetry.clone()), proxy_options)
-        .context("cannot start the proxy")?;
+    let proxy = Proxy::with_credentials(
+        catalog.clone(),
+        Arc::new(telemetry.clone()),
+        identities.clone(),
+        proxy_options,
+    )
+    .context("cannot start the proxy")?;
+    let unmeshed = Arc::new(Unmeshed::default());
 
     telemetry.set_directory(Arc::new(Names(catalog.clone())));
     telemetry.set_store(Arc::new(Records(capture.clone())));
@@ -122,6 +134,8 @@ async fn serve(
     telemetry.set_agent_source(Arc::new(Gauges {
         capture: capture.clone(),
         sources: sources.clone(),
+        identities: identities.clone(),
+        proxy: proxy.clone(),
     }));
 
     let (release, mut released) = mpsc::channel(1);
@@ -136,6 +150,8 @@ async fn serve(
         sources.clone(),
         applied_rx,
         release,
+        identities.clone(),
+        unmeshed.clone(),
     );
     let state = AdminState {
         node: options.node.clone(),
@@ -147,7 +163,20 @@ async fn serve(
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_pods(streams.pods, catalog.clone(), proxy.clone()));
     tasks.spawn(follow_closed(streams.closed, telemetry.clone()));
-    tasks.spawn(follow_catalog(catalog.clone(), capture.clone(), applied));
+    tasks.spawn(identities.clone().run());
+    tasks.spawn(unmeshed::run(
+        unmeshed,
+        catalog.clone(),
+        capture.clone(),
+        applied.subscribe(),
+    ));
+    tasks.spawn(follow_catalog(
+        catalog.clone(),
+        capture.clone(),
+        identities,
+        proxy.clone(),
+        applied,
+    ));
     tasks.spawn(telemetry.clone().run());
     tasks.spawn(upkeep::run(telemetry.clone(), capture.clone(), sources));
     tasks.spawn(admin::serve_public(public, state.clone()));
@@ -274,11 +303,20 @@ async fn follow_closed(
 }
 
 /// Makes capture follow the catalog.
-async fn follow_catalog(catalog: Arc<Catalog>, capture: Arc<Capture>, applied: watch::Sender<u64>) {
+async fn follow_catalog(
+    catalog: Arc<Catalog>,
+    capture: Arc<Capture>,
+    identities: Arc<Identities>,
+    proxy: Arc<Proxy>,
+    applied: watch::Sender<u64>,
+) {
     let mut versions = catalog.subscribe();
     loop {
         versions.borrow_and_update();
         let snapshot = catalog.snapshot();
+        identity::follow(&identities, &snapshot);
+        // What is forbidden from now on ends before new pods come.
+        proxy.decide_anew();
         // Before pods are captured: an address of the mesh must not leak past a dead agent.
         capture.set_mesh_addrs(wanted::mesh_addresses(&snapshot));
         capture.apply(wanted::pods(&snapshot)).await;

@@ -10,16 +10,19 @@ use std::{
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
-use super::AgentOptions;
+use super::{AgentOptions, explain, identity, unmeshed::Unmeshed};
 use crate::{
     admin::{AgentView, api},
+    api::{LabelSelector, Operator},
     capture::{Capture, PodState, PodStatus},
-    catalog::{Catalog, Upstream},
+    catalog::{Catalog, Snapshot, Upstream},
     discovery::SourceState,
+    identity::Identities,
     model::{
         AppProtocol, EffectivePolicy, Enrolment, FailPolicy, OutboundMode, ResourceName, Service,
         TunnelProtocol, Workload,
     },
+    policy::{PolicyScope, Scope},
     proxy::Proxy,
     resilience::BreakerState,
     telemetry::process,
@@ -42,6 +45,8 @@ pub(super) struct View {
     /// Version of the catalog that capture has followed.
     applied: watch::Receiver<u64>,
     release: mpsc::Sender<()>,
+    identities: Arc<Identities>,
+    unmeshed: Arc<Unmeshed>,
 }
 
 impl View {
@@ -59,6 +64,8 @@ impl View {
         sources: Vec<SourceState>,
         applied: watch::Receiver<u64>,
         release: mpsc::Sender<()>,
+        identities: Arc<Identities>,
+        unmeshed: Arc<Unmeshed>,
     ) -> Self {
         Self {
             node: options.node.clone(),
@@ -75,6 +82,8 @@ impl View {
             sources,
             applied,
             release,
+            identities,
+            unmeshed,
         }
     }
 
@@ -156,6 +165,7 @@ impl AgentView for View {
                 max_fds: Some(self.nofile),
                 resident_bytes: process.resident_bytes,
             },
+            unmeshed_forbidden: self.unmeshed.left() as u64,
             warnings: self.warnings(&pods),
             ..api::Status::default()
         }
@@ -262,11 +272,36 @@ impl AgentView for View {
             .collect()
     }
 
+    fn certificates(&self) -> api::Certificates {
+        identity::certificates(&self.identities, &self.catalog.snapshot())
+    }
+
+    fn policies(&self) -> Vec<api::Policy> {
+        let snapshot = self.catalog.snapshot();
+        snapshot
+            .authorization_policies()
+            .map(|scoped| policy(&snapshot, scoped))
+            .collect()
+    }
+
+    fn explain(&self, query: &api::ExplainQuery) -> Result<api::Explanation, String> {
+        explain::explain(&self.catalog.snapshot(), &self.identities, query)
+    }
+
     fn config(&self) -> serde_json::Value {
         let snapshot = self.catalog.snapshot();
         serde_json::json!({
             "version": snapshot.version,
             "node": snapshot.node(),
+            "trustDomain": snapshot.trust_domain(),
+            "trustDomainAliases": snapshot.trust_aliases(),
+            "authorizationPolicies": snapshot
+                .authorization_policies()
+                .map(|scoped| serde_json::json!({
+                    "name": scoped.policy.name,
+                    "spec": scoped.policy.spec,
+                }))
+                .collect::<Vec<_>>(),
             "workloads": snapshot.workloads().collect::<Vec<_>>(),
             "services": snapshot.services().collect::<Vec<_>>(),
         })
@@ -351,6 +386,46 @@ fn mtls(policy: &EffectivePolicy) -> String {
         .join(", ")
 }
 
+fn policy(snapshot: &Snapshot, scoped: PolicyScope<'_>) -> api::Policy {
+    let spec = &scoped.policy.spec;
+    let workloads: Vec<_> = snapshot
+        .workloads()
+        .filter(|w| scoped.applies(&w.name.namespace, &w.labels))
+        .map(|w| w.name.to_string())
+        .collect();
+    api::Policy {
+        name: scoped.policy.name.to_string(),
+        action: spec.action.as_str().to_owned(),
+        dry_run: spec.dry_run,
+        scope: match scoped.scope {
+            Scope::Mesh => "mesh",
+            Scope::Namespace => "namespace",
+            Scope::Workloads => "workloads",
+        }
+        .to_owned(),
+        selector: spec.selector.as_ref().map(selector).unwrap_or_default(),
+        rules: spec.rules.len(),
+        workloads,
+        local: snapshot.workloads_of(scoped).count(),
+    }
+}
+
+/// As kubectl writes it: `app=web,tier in (a,b)`.
+fn selector(selector: &LabelSelector) -> String {
+    let labels = &selector.match_labels.0;
+    let equal = labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let more = selector.match_expressions.iter().map(|e| {
+        let values = e.values.join(",");
+        match e.operator {
+            Operator::In => format!("{} in ({values})", e.key),
+            Operator::NotIn => format!("{} notin ({values})", e.key),
+            Operator::Exists => e.key.clone(),
+            Operator::DoesNotExist => format!("!{}", e.key),
+        }
+    });
+    equal.chain(more).collect::<Vec<_>>().join(",")
+}
+
 fn service_port(service: &Service, upstream: &Upstream, now: Instant) -> api::ServicePort {
     let has_breaker = service.traffic.breaker.is_some();
     let strategy = serde_json::to_value(service.traffic.load_balancer.strategy).ok();
@@ -385,7 +460,7 @@ fn service_port(service: &Service, upstream: &Upstream, now: Instant) -> api::Se
     }
 }
 
-fn protocol(declared: &AppProtocol) -> String {
+pub(super) fn protocol(declared: &AppProtocol) -> String {
     match declared {
         AppProtocol::Undeclared => "tcp (undeclared)".to_owned(),
         AppProtocol::Tcp => "tcp".to_owned(),

@@ -13,18 +13,17 @@ pub(super) fn pods(snapshot: &Snapshot) -> Vec<WantedPod> {
     snapshot
         .local_workloads()
         .filter(|workload| workload.enrolment == Enrolment::Enrolled)
-        .filter_map(|workload| wanted(workload))
+        .filter_map(|workload| wanted(snapshot, workload))
         .collect()
 }
 
-fn wanted(workload: &Workload) -> Option<WantedPod> {
+fn wanted(snapshot: &Snapshot, workload: &Workload) -> Option<WantedPod> {
     Some(WantedPod {
         name: workload.name.clone(),
         netns: workload.netns.clone()?,
         addresses: workload.addresses.clone(),
         policy: workload.policy.clone(),
-        // Strict mTLS and inbound authorization, which protect a workload, are not there yet.
-        protected: false,
+        protected: workload.policy.any_strict() || snapshot.authorizer(&workload.name).protects(),
     })
 }
 

@@ -1,4 +1,5 @@
-//! Connecting upstream: candidates in the order of the balancer, each within its deadline, all within one.
+//! Connecting upstream: candidates in the order of the balancer, each within its deadline, all within one; each plain or
+//! through a tunnel, as its workload takes it.
 
 use std::{
     io,
@@ -10,72 +11,143 @@ use std::{
 use rustix::io::Errno;
 use tokio::{
     net::{TcpSocket, TcpStream},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
-use super::{PodSockets, ProxyOptions, served::Report, socket::Leg};
+use super::{
+    PodSockets, ProxyOptions, Shared, baggage,
+    decide::{self, Way},
+    served::Report,
+    socket::Leg,
+    tunnel::{TunnelRequest, TunnelStream},
+};
 use crate::{
     balance::{self, Candidates},
     capture::sys::tcp::bind_address_no_port,
     catalog::{Upstream, UpstreamEndpoint},
+    model::ResourceName,
     resilience::{Attempt, Permit, Transition},
     telemetry::Reason,
 };
 
 /// A connection upstream, and what it holds for as long as it lives.
 pub(super) struct Connected {
-    pub(super) leg: Leg,
+    pub(super) link: Link,
     /// Of the service and of the endpoint.
-    pub(super) _permits: Option<[Permit; 2]>,
+    pub(super) permits: Option<[Permit; 2]>,
+}
+
+/// How it is connected.
+pub(super) enum Link {
+    Plain(Leg),
+    /// Boxed: an idle plain connection shall not pay for it.
+    Tunnel(Box<TunnelStream>),
 }
 
 /// Who a connection is dialled for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Client {
-    pub(super) ip: IpAddr,
-    /// The application bound its socket to `ip`, which is not where the kernel dials from by itself.
+    pub(super) address: SocketAddr,
+    /// The application bound its socket to the address, which is not where the kernel dials from by itself.
     pub(super) chosen: bool,
+}
+
+/// Why there is no connection to one address.
+struct Failure {
+    reason: Reason,
+    /// Of the system, where it was one.
+    error: Option<io::Error>,
+}
+
+impl Failure {
+    /// Ours: it says nothing about the address, and another would fare no better.
+    fn is_ours(&self) -> bool {
+        matches!(
+            self.reason,
+            Reason::NoDescriptors
+                | Reason::Internal
+                | Reason::WorkloadGone
+                | Reason::NoCertificate
+                | Reason::HandshakeLimit
+        )
+    }
+
+    /// The other side answered, and means it: no failure of the endpoint, and not to be asked of the next.
+    fn is_verdict(&self) -> bool {
+        matches!(self.reason, Reason::DeniedByPeer | Reason::AgentPort)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self {
+            reason: reason(&error),
+            error: Some(error),
+        }
+    }
+}
+
+impl From<Reason> for Failure {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            error: None,
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.error {
+            Some(error) => write!(f, "{error}"),
+            None => f.write_str(self.reason.as_str()),
+        }
+    }
 }
 
 /// Connects to one address.
 pub(super) async fn to_address(
+    shared: &Shared,
     pod: &dyn PodSockets,
-    options: &ProxyOptions,
     address: SocketAddr,
     client: Client,
+    report: &Report,
 ) -> Result<Connected, Reason> {
-    let result = timeout(options.connect_timeout, dial(pod, options, address, client))
+    let deadline = Instant::now() + shared.options.connect_timeout;
+    let reaching = reach(shared, pod, address, None, client, deadline, report);
+    let result = timeout_at(deadline, reaching)
         .await
         .unwrap_or_else(|_| Err(timed_out()));
     result
-        .map(|leg| Connected {
-            leg,
-            _permits: None,
+        .map(|link| Connected {
+            link,
+            permits: None,
         })
-        .map_err(|error| {
-            let reason = reason(&error);
-            if matches!(reason, Reason::NoDescriptors | Reason::Internal) {
-                tracing::warn!(workload = %pod.name(), upstream = %address, %error, "cannot connect");
+        .map_err(|failure| {
+            if failure.is_ours() {
+                tracing::warn!(workload = %pod.name(), upstream = %address, error = %failure, "cannot connect");
             }
-            reason
+            failure.reason
         })
 }
 
 /// Connects to an endpoint of a service: the first candidate that its breaker and limits let through and that answers.
 pub(super) async fn to_service(
+    shared: &Shared,
     pod: &dyn PodSockets,
-    options: &ProxyOptions,
     upstream: &Upstream,
     client: Client,
     report: &Report,
 ) -> Result<Connected, Reason> {
+    let options = &shared.options;
+    let service = Some(&upstream.service.name);
     let policy = &upstream.service.traffic;
     let total = policy.connect_timeout.unwrap_or(options.connect_timeout);
     let deadline = Instant::now() + total;
     let Some(service_permit) = upstream.limits.acquire(policy.limits.max_connections) else {
         return Err(Reason::ConnectionLimit);
     };
-    let mut choice = Choice::new(upstream, client.ip);
+    let mut choice = Choice::new(upstream, client.address.ip());
     let mut next = choice.next();
     while let Some(Candidate {
         index,
@@ -86,7 +158,9 @@ pub(super) async fn to_service(
         let endpoint = &upstream.endpoints[index].endpoint;
         let address = endpoint.address;
         report.set_upstream(address, endpoint.workload.clone());
-        let mut dialling = pin!(dial(pod, options, address, client));
+        let mut dialling = pin!(reach(
+            shared, pod, address, service, client, deadline, report
+        ));
         let soon = attempt_deadline(Instant::now(), deadline, options.attempt_timeout);
         let (result, following) = match timeout_at(soon, dialling.as_mut()).await {
             Ok(result) => (result, None),
@@ -101,31 +175,31 @@ pub(super) async fn to_service(
                 ),
             },
         };
-        let error = match result {
-            Ok(leg) => {
+        let failure = match result {
+            Ok(link) => {
                 tell(attempt.succeeded(now()), upstream, address);
                 upstream.balancer.report(index, true);
                 return Ok(Connected {
-                    leg,
-                    _permits: Some([service_permit, permit]),
+                    link,
+                    permits: Some([service_permit, permit]),
                 });
             }
-            Err(error) => error,
+            Err(failure) => failure,
         };
-        choice.failure = reason(&error);
-        if matches!(
-            choice.failure,
-            Reason::NoDescriptors | Reason::Internal | Reason::WorkloadGone
-        ) {
-            // Ours: it says nothing about the endpoint, and the next one would fare no better.
-            tracing::warn!(workload = %pod.name(), upstream = %address, %error, "cannot connect");
+        choice.failure = failure.reason;
+        if failure.is_ours() {
+            tracing::warn!(workload = %pod.name(), upstream = %address, error = %failure, "cannot connect");
             break;
         }
         tracing::debug!(
-            workload = %pod.name(), service = %upstream.service.name, upstream = %address, %error,
+            workload = %pod.name(), service = %upstream.service.name, upstream = %address, error = %failure,
             "connect failed"
         );
-        let transition = attempt.failed(&error.to_string(), now(), rand::random());
+        if failure.is_verdict() {
+            tell(attempt.succeeded(now()), upstream, address);
+            break;
+        }
+        let transition = attempt.failed(&failure.to_string(), now(), rand::random());
         tell(transition, upstream, address);
         upstream.balancer.report(index, false);
         if Instant::now() >= deadline {
@@ -219,6 +293,48 @@ fn attempt_deadline(now: Instant, deadline: Instant, attempt: Duration) -> Insta
     now + attempt.min(left / 2)
 }
 
+/// Connects to one address in the way that its workload takes. The deadline is for what is shared with others; what is
+/// the caller's own ends when the caller drops it.
+async fn reach(
+    shared: &Shared,
+    pod: &dyn PodSockets,
+    address: SocketAddr,
+    service: Option<&ResourceName>,
+    client: Client,
+    deadline: Instant,
+    report: &Report,
+) -> Result<Link, Failure> {
+    let tunnel = {
+        let catalog = shared.catalog.load();
+        match decide::way(&catalog, address)? {
+            Way::Plain => None,
+            Way::Tunnel { peer, expected } => {
+                let source = catalog.workload(pod.name()).ok_or(Reason::WorkloadGone)?;
+                Some(TunnelRequest {
+                    source: source.identity.clone(),
+                    peer,
+                    expected,
+                    authority: address,
+                    client: client.address,
+                    chosen: client.chosen,
+                    service: service
+                        .map(|s| format!("{}.{}.svc.cluster.local", s.name, s.namespace)),
+                    baggage: baggage::of(source),
+                    deadline,
+                })
+            }
+        }
+    };
+    let Some(request) = tunnel else {
+        let leg = dial(pod, &shared.options, address, client).await?;
+        return Ok(Link::Plain(leg));
+    };
+    let (source, expected) = (request.source.clone(), request.expected.clone());
+    let stream = shared.tunnels.open(pod, request).await?;
+    report.set_security(Some(source), Some(expected));
+    Ok(Link::Tunnel(Box::new(stream)))
+}
+
 /// Connects a socket of the pod; without a deadline of its own.
 async fn dial(
     pod: &dyn PodSockets,
@@ -227,16 +343,27 @@ async fn dial(
     client: Client,
 ) -> io::Result<Leg> {
     let socket = pod.socket(address.is_ipv6()).await?;
-    if client.chosen && client.ip.is_ipv6() == address.is_ipv6() {
-        // The port is chosen by connect(), for the whole 4-tuple.
-        bind_address_no_port(&socket)?;
-        socket.bind(&SocketAddr::new(client.ip, 0).into())?;
-    }
+    choose_source(&socket, address, client)?;
     connect(socket, options, address).await
 }
 
-fn timed_out() -> io::Error {
-    Errno::TIMEDOUT.into()
+/// Binds to the client's address, if it chose it.
+pub(super) fn choose_source(
+    socket: &socket2::Socket,
+    address: SocketAddr,
+    client: Client,
+) -> io::Result<()> {
+    let from = client.address.ip();
+    if client.chosen && from.is_ipv6() == address.is_ipv6() {
+        // The port is chosen by connect(), for the whole 4-tuple.
+        bind_address_no_port(socket)?;
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+    }
+    Ok(())
+}
+
+fn timed_out() -> Failure {
+    io::Error::from(Errno::TIMEDOUT).into()
 }
 
 /// Connects a prepared socket.

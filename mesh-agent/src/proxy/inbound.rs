@@ -19,12 +19,17 @@ use super::{
     Shared,
     accept::{Accepted, local_address, meta},
     admission::Admission,
-    connect::{self, Connected},
+    baggage, connect, decide,
     served::{ConnectionId, Report, Served},
     socket::Leg,
     tcp, tunnel,
 };
-use crate::{capture::sys::tcp::bind_address_no_port, telemetry::Reason};
+use crate::{
+    capture::sys::tcp::bind_address_no_port,
+    model::EffectivePolicy,
+    policy::{Authorizer, WouldBe},
+    telemetry::{Outcome, Reason},
+};
 
 /// Serves one connection to its end.
 pub(super) async fn serve(
@@ -54,13 +59,13 @@ pub(super) async fn serve(
     let connected = Box::pin(async {
         tokio::select! {
             biased;
-            connected = connect(&shared, &served, dialled, peer, &report) => connected,
+            connected = connect(&shared, &served, &admission, peer, &report) => connected,
             _ = client.ready(Interest::ERROR) => Err(Reason::ClientReset),
         }
     })
     .await;
     match connected {
-        Ok(connected) => tcp::run(client, connected, &shared, report).await,
+        Ok(leg) => tcp::run(client, leg, &shared, report).await,
         Err(reason) => report.finish(reason),
     }
 }
@@ -78,28 +83,37 @@ pub(super) async fn serve_stream(
     let shown = destination.unwrap_or(incoming.peer.dialled);
     let meta = meta(&shared, &served, Direction::Inbound, client, shown, None, 0);
     let mut report = Report::new(shared.telemetry.open(meta), Arc::clone(&served));
+    let (identity, baggage) = match shared.catalog.load().workload(served.pod.name()) {
+        Some(workload) => (Some(workload.identity.clone()), baggage::of(workload)),
+        None => (None, String::new()),
+    };
+    report.set_security(Some(source.clone()), identity);
     let admission = Arc::new(Admission::new(Some(source), client.ip(), shown));
     served.register(id, Arc::clone(&admission));
-    report.set_admission(admission);
+    report.set_admission(Arc::clone(&admission));
     if let Err(status) = destination {
         incoming.refuse(status);
         return report.finish(Reason::TunnelProtocol);
     }
+    // Boxed for the same reason as outbound.
     let connected = Box::pin(async {
         tokio::select! {
             biased;
-            connected = connect(&shared, &served, shown, client, &report) => connected,
+            connected = connect(&shared, &served, &admission, client, &report) => connected,
             () = incoming.given_up() => Err(Reason::ClientReset),
         }
     })
     .await;
     match connected {
-        Ok(connected) => match incoming.accept("") {
-            Some(stream) => tunnel::run_accepted(stream, connected.leg, &shared, report).await,
+        Ok(leg) => match incoming.accept(&baggage) {
+            Some(stream) => tunnel::run_accepted(stream, leg, &shared, report).await,
             None => report.finish(Reason::ClientReset),
         },
         Err(reason) => {
-            incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            incoming.refuse(match reason {
+                Reason::PolicyDenied => StatusCode::UNAUTHORIZED,
+                _ => StatusCode::SERVICE_UNAVAILABLE,
+            });
             report.finish(reason);
         }
     }
@@ -108,37 +122,109 @@ pub(super) async fn serve_stream(
 async fn connect(
     shared: &Shared,
     served: &Served,
-    dialled: SocketAddr,
+    admission: &Admission,
     peer: SocketAddr,
     report: &Report,
-) -> Result<Connected, Reason> {
+) -> Result<Leg, Reason> {
+    admit(shared, served, admission)?;
+    to_application(shared, served, admission.destination, peer, report).await
+}
+
+/// Decides whether the workload takes the connection, and tells which policy said so.
+pub(super) fn admit(shared: &Shared, served: &Served, admission: &Admission) -> Result<(), Reason> {
+    let rules = served.rules(shared);
+    let facts = admission.facts();
+    let telemetry = &shared.telemetry;
+    rules.authorizer.dry_run(&facts, |policy, would_be| {
+        let outcome = match would_be {
+            WouldBe::Allowed => Outcome::DryRunAllow,
+            WouldBe::Denied => Outcome::DryRunDeny,
+        };
+        telemetry.decision(Some(policy), outcome);
+        tracing::info!(
+            workload = %served.pod.name(), client = %admission.source_ip, source = ?admission.source,
+            destination = %admission.destination, %policy, outcome = outcome.as_str(), "dry run of a policy"
+        );
+    });
+    let decided = decide::admit(&rules.policy, &rules.authorizer, &facts);
+    decided.report(telemetry);
+    match decided.refusal() {
+        None => Ok(()),
+        Some(reason) => {
+            tracing::debug!(
+                workload = %served.pod.name(), client = %admission.source_ip, source = ?admission.source,
+                destination = %admission.destination, %reason, policy = ?decided.policy(), "connection refused"
+            );
+            Err(reason)
+        }
+    }
+}
+
+/// What decides on the inbound connections of a workload.
+#[derive(Clone)]
+pub(super) struct Rules {
+    policy: Arc<EffectivePolicy>,
+    authorizer: Arc<Authorizer>,
+}
+
+impl Rules {
+    /// As the catalog has them. `None`: configuration has the workload no more; it is being released.
+    pub(super) fn of(shared: &Shared, served: &Served) -> Option<Self> {
+        let catalog = shared.catalog.load();
+        let workload = catalog.workload(served.pod.name())?;
+        Some(Self {
+            policy: Arc::clone(&workload.policy),
+            authorizer: catalog.authorizer(&workload.name),
+        })
+    }
+
+    /// Of a workload that never was in the catalog: nothing is let in.
+    pub(super) fn closed(served: &Served) -> Self {
+        Self {
+            policy: served.pod.policy(),
+            authorizer: Arc::new(Authorizer::closed()),
+        }
+    }
+
+    pub(super) fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.policy, &other.policy) && Arc::ptr_eq(&self.authorizer, &other.authorizer)
+    }
+
+    /// Why a connection may not go on.
+    pub(super) fn refusal(&self, admission: &Admission) -> Option<Reason> {
+        decide::admit(&self.policy, &self.authorizer, &admission.facts()).refusal()
+    }
+}
+
+/// Connects to the application, on behalf of `client`.
+pub(super) async fn to_application(
+    shared: &Shared,
+    served: &Served,
+    dialled: SocketAddr,
+    client: SocketAddr,
+    report: &Report,
+) -> Result<Leg, Reason> {
     let application = served
         .pod
         .application(dialled)
         .ok_or(Reason::NoOriginalDestination)?;
     report.set_upstream(application, Some(served.pod.name().clone()));
     let deadline = Instant::now() + shared.options.connect_timeout;
-    let dial = dial(shared, served, application, peer, report);
+    let dial = dial(shared, served, application, client, report);
     let dialled = timeout_at(deadline, dial)
         .await
         .unwrap_or_else(|_| Err(Errno::TIMEDOUT.into()));
-    match dialled {
-        Ok(leg) => Ok(Connected {
-            leg,
-            _permits: None,
-        }),
-        Err(error) => {
-            let reason = match Errno::from_io_error(&error) {
-                // The kernel's word that the application would not see who dials, for want of room in its map.
-                Some(Errno::PERM) => Reason::AgentLimit,
-                _ => connect::reason(&error),
-            };
-            if matches!(reason, Reason::NoDescriptors | Reason::Internal) {
-                tracing::warn!(workload = %served.pod.name(), %application, %error, "cannot reach the application");
-            }
-            Err(reason)
+    dialled.map_err(|error| {
+        let reason = match Errno::from_io_error(&error) {
+            // The kernel's word that the application would not see who dials, for want of room in its map.
+            Some(Errno::PERM) => Reason::AgentLimit,
+            _ => connect::reason(&error),
+        };
+        if matches!(reason, Reason::NoDescriptors | Reason::Internal) {
+            tracing::warn!(workload = %served.pod.name(), %application, %error, "cannot reach the application");
         }
-    }
+        reason
+    })
 }
 
 async fn dial(

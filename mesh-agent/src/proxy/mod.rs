@@ -6,8 +6,10 @@
 
 mod accept;
 mod admission;
+mod baggage;
 mod connect;
 mod copy;
+pub(crate) mod decide;
 mod inbound;
 mod limits;
 mod outbound;
@@ -47,7 +49,7 @@ pub use self::{
 use crate::{
     catalog::Catalog,
     model::{EffectivePolicy, ResourceName},
-    telemetry::{Reason, Telemetry},
+    telemetry::{Reason, Telemetry, TunnelGauge},
 };
 
 /// The seam to capture: one enrolled workload, and sockets in its network namespace.
@@ -225,6 +227,8 @@ impl Proxy {
             self.shared.limits.set_pods(table.serving.len());
             served
         };
+        // So that there is something that applied last, should the workload leave the configuration.
+        served.decide_anew(&self.shared);
         for (role, listener) in listeners {
             accept::start(&self.shared, &served, role, listener)?;
         }
@@ -272,6 +276,26 @@ impl Proxy {
                 .map(|s| s.stop(s.pod.policy().drain_timeout, Reason::Drained)),
         )
         .await;
+    }
+
+    /// Decides the inbound connections of every workload anew, where the catalog has changed what decides on them, and
+    /// resets those that are no longer allowed. Returns their number.
+    pub fn decide_anew(&self) -> usize {
+        let all: Vec<_> = self.lock().all().cloned().collect();
+        let mut cut = 0;
+        for served in all {
+            let lost = served.decide_anew(&self.shared);
+            if lost > 0 {
+                tracing::info!(workload = %served.pod.name(), connections = lost, "a change of policy ended connections");
+            }
+            cut += lost;
+        }
+        cut
+    }
+
+    /// How many tunnels there are, for the metrics.
+    pub fn tunnels(&self) -> Vec<TunnelGauge> {
+        self.shared.tunnels.gauges()
     }
 
     pub fn status(&self) -> ProxyStatus {

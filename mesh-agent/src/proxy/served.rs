@@ -17,9 +17,9 @@ use tokio::{
     time::timeout_at,
 };
 
-use super::{PodSockets, Shared, admission::Admission, limits::Share};
+use super::{PodSockets, Shared, admission::Admission, inbound::Rules, limits::Share};
 use crate::{
-    model::ResourceName,
+    model::{ResourceName, SpiffeId},
     telemetry::{ByteCounters, ConnGuard, LegProbe, Reason},
 };
 
@@ -27,6 +27,8 @@ pub(super) struct Served {
     pub(super) pod: Arc<dyn PodSockets>,
     pub(super) share: Share,
     tasks: Mutex<Tasks>,
+    /// What the inbound connections were last decided by, all of them.
+    rules: Mutex<Option<Rules>>,
     /// Signalled when the last connection has ended.
     idle: Notify,
     /// True when no more connections are taken.
@@ -69,6 +71,7 @@ impl Served {
             pod,
             share: Share::default(),
             tasks: Mutex::default(),
+            rules: Mutex::default(),
             idle: Notify::new(),
             draining: watch::Sender::new(false),
             cut: OnceLock::new(),
@@ -142,15 +145,37 @@ impl Served {
         }
     }
 
-    /// Decides every inbound connection anew and cuts those that `decide` gives a reason for. Returns their number.
-    pub(super) fn decide_anew(&self, decide: impl Fn(&Admission) -> Option<Reason>) -> usize {
+    /// What a new inbound connection is decided by: for a workload that is being released, what applied last.
+    pub(super) fn rules(&self, shared: &Shared) -> Rules {
+        Rules::of(shared, self)
+            .or_else(|| self.last_rules().clone())
+            .unwrap_or_else(|| Rules::closed(self))
+    }
+
+    fn last_rules(&self) -> MutexGuard<'_, Option<Rules>> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides every inbound connection anew, if its rules changed, and cuts the losers. Returns their number.
+    pub(super) fn decide_anew(&self, shared: &Shared) -> usize {
+        let Some(rules) = Rules::of(shared, self) else {
+            // What lives may end in its own time.
+            return 0;
+        };
+        {
+            let mut last = self.last_rules();
+            if last.as_ref().is_some_and(|last| last.same(&rules)) {
+                return 0;
+            }
+            *last = Some(rules.clone());
+        }
         let mut losers = Vec::new();
         for entry in self.lock().connections.values() {
             let Some(admission) = &entry.admission else {
                 continue;
             };
             if admission.cut().is_none()
-                && let Some(reason) = decide(admission)
+                && let Some(reason) = rules.refusal(admission)
             {
                 admission.set_cut(reason);
                 losers.push(entry.task.clone());
@@ -269,6 +294,13 @@ impl Report {
     pub(super) fn set_upstream(&self, address: SocketAddr, workload: Option<ResourceName>) {
         if let Some(guard) = &self.guard {
             guard.set_upstream(address, workload);
+        }
+    }
+
+    /// See [`ConnGuard::set_security`].
+    pub(super) fn set_security(&self, source: Option<SpiffeId>, destination: Option<SpiffeId>) {
+        if let Some(guard) = &self.guard {
+            guard.set_security(source, destination);
         }
     }
 

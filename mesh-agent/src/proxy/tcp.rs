@@ -17,7 +17,6 @@ use tokio::{
 
 use super::{
     Shared,
-    connect::Connected,
     copy::{Broken, CopyShared, Direction, Turn},
     served::Report,
     socket::{Keepalive, Leg},
@@ -67,24 +66,24 @@ impl End {
 }
 
 /// Carries a connection to its end, closes both legs accordingly and reports it.
-pub(super) async fn run(client: Leg, upstream: Connected, shared: &Shared, report: Report) {
+pub(super) async fn run(client: Leg, upstream: Leg, shared: &Shared, report: Report) {
     let counters = report.counters();
-    report.established(upstream.leg.probe());
+    report.established(upstream.probe());
     let end = carry(
         &client,
-        &upstream.leg,
+        &upstream,
         &counters,
         &shared.copy,
         &shared.options.keepalive,
     )
     .await;
-    if let Ok(info) = tcp_info(&*upstream.leg) {
+    if let Ok(info) = tcp_info(&*upstream) {
         report.set_rtt(info.rtt, info.retransmits);
     }
     match &end {
         End::Completed => {
             client.close();
-            upstream.leg.close();
+            upstream.close();
         }
         // The drop of the legs resets both.
         End::Broken { side, error } => tracing::debug!(?side, %error, "connection broken"),

@@ -12,8 +12,9 @@ use crate::{
     },
     proxy::{
         accept::meta,
-        connect::{Client, Connected, to_service},
+        connect::{Client, Connected, Link, to_service},
         served::{Report, Served},
+        socket::Leg,
     },
     resilience::{BreakerState, Ejections, EndpointState, Permits},
 };
@@ -72,14 +73,21 @@ async fn connect(rig: &Rig, upstream: &Upstream) -> (Result<Connected, Reason>, 
     );
     let report = Report::new(rig.telemetry.open(meta), served);
     let client = Client {
-        ip: CLIENT,
+        address: dialled,
         chosen: false,
     };
-    let result = to_service(rig.pod.as_ref(), &shared.options, upstream, client, &report).await;
+    let result = to_service(shared, rig.pod.as_ref(), upstream, client, &report).await;
     let reason = result.as_ref().err().copied().unwrap_or(Reason::Completed);
     report.finish(reason);
     let tried = rig.telemetry.closed_connections()[0].upstream.clone();
     (result, tried.unwrap_or_default())
+}
+
+fn leg(connected: &Connected) -> &Leg {
+    match &connected.link {
+        Link::Plain(leg) => leg,
+        Link::Tunnel(_) => panic!("nothing here takes tunnels"),
+    }
 }
 
 fn failed(result: &(Result<Connected, Reason>, String)) -> Option<Reason> {
@@ -94,7 +102,7 @@ async fn the_next_candidate_is_used() {
     let upstream = upstream(&[refusing(), address, refusing()], TrafficPolicy::default());
     for _ in 0..6 {
         let (connected, tried) = connect(&rig, &upstream).await;
-        assert_eq!(connected.unwrap().leg.peer_addr().unwrap(), address);
+        assert_eq!(leg(&connected.unwrap()).peer_addr().unwrap(), address);
         assert_eq!(tried, address.to_string());
     }
     assert!(upstream.endpoints[0].state.last_failure().is_some());

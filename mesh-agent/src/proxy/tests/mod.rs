@@ -163,6 +163,7 @@ pub(super) fn add_pod(
         accepted: Mutex::default(),
         socket_error: Mutex::default(),
     });
+    know(proxy, name, cookie);
     let listen = || std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let (outbound, inbound) = (listen(), listen());
     let addresses = (
@@ -176,6 +177,17 @@ pub(super) fn add_pod(
         )
         .unwrap();
     (pod, addresses.0, addresses.1)
+}
+
+/// Tells the catalog of a workload; of one that it does not know nothing is let in.
+fn know(proxy: &Proxy, name: &str, number: u64) {
+    let config = format!(
+        "apiVersion: mesh.covet.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, namespace: test}}\n\
+         spec: {{addresses: [192.0.2.{number}]}}\n"
+    );
+    let (config, _) = crate::api::parse_bytes("workload.yaml", config.as_bytes()).unwrap();
+    let catalog = &proxy.shared.catalog;
+    catalog.apply(catalog.register(), config);
 }
 
 pub(super) async fn listen() -> TcpListener {

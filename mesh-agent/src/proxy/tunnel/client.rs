@@ -28,7 +28,7 @@ use super::{
     headers::{Baggage, Forwarded, TraceParent},
     io::{Outgoing, TlsIo},
     life::{self, Windows},
-    link::{Idle, Link},
+    link::{Idle, Link, Links},
     stream::Stream,
 };
 use crate::{
@@ -100,6 +100,7 @@ pub(super) struct Maker<'a> {
     pub(super) telemetry: &'a Telemetry,
     pub(super) options: &'a TunnelOptions,
     pub(super) keepalive: &'a Keepalive,
+    pub(super) links: &'a Links,
     pub(super) stage: &'a Stage,
 }
 
@@ -191,7 +192,7 @@ impl Maker<'_> {
             tracing::debug!(%peer, %error, "no HTTP/2 with the other agent");
             Reason::TunnelProtocol
         })?;
-        let link = Arc::<Link>::default();
+        let link = self.links.link();
         Ok(Made {
             client: Client {
                 requests,

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        OnceLock,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -49,6 +49,33 @@ impl Link {
 
     pub(super) fn was_cut(&self) -> Option<Reason> {
         self.cut.get().copied()
+    }
+}
+
+/// The tunnels of one direction that live, for the metrics.
+#[derive(Debug, Default)]
+pub(super) struct Links(Mutex<Vec<Weak<Link>>>);
+
+impl Links {
+    /// A new tunnel.
+    pub(super) fn link(&self) -> Arc<Link> {
+        let link = Arc::<Link>::default();
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() == all.capacity() {
+            all.retain(|link| link.strong_count() > 0);
+        }
+        all.push(Arc::downgrade(&link));
+        link
+    }
+
+    /// How many there are, and the streams on all of them.
+    pub(super) fn count(&self) -> (u64, u64) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|link| link.strong_count() > 0);
+        let live = all.iter().filter_map(Weak::upgrade);
+        live.fold((0, 0), |(links, streams), link| {
+            (links + 1, streams + link.streams() as u64)
+        })
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::{sync::watch, time::timeout_at};
 use super::{
     Credentials, TunnelOptions, TunnelRequest, TunnelStream,
     client::{Client, Failed, Maker, Slot, Stage, Target, choose_source, no_socket},
+    link::Links,
 };
 use crate::{
     model::SpiffeId,
@@ -26,7 +27,7 @@ use crate::{
         limits::{Limits, Share},
         socket::Keepalive,
     },
-    telemetry::{Reason, Telemetry},
+    telemetry::{Reason, Telemetry, TunnelGauge},
 };
 
 /// Connects under way to one destination at once; each will have room for many.
@@ -43,6 +44,9 @@ pub(crate) struct Tunnels {
     pub(super) accepted: Arc<Limits>,
     /// By cookie of the workload's namespace.
     pods: Mutex<HashMap<u64, Arc<Pod>>>,
+    /// That we dialled, that others did.
+    outbound: Arc<Links>,
+    pub(super) inbound: Links,
 }
 
 /// The tunnels of one workload.
@@ -100,7 +104,24 @@ impl Tunnels {
             dialled: Limits::new(options.max_handshakes),
             accepted: Limits::new(options.max_handshakes),
             pods: Mutex::default(),
+            outbound: Arc::default(),
+            inbound: Links::default(),
         })
+    }
+
+    /// How many tunnels there are, for the metrics.
+    pub(crate) fn gauges(&self) -> Vec<TunnelGauge> {
+        [("outbound", &*self.outbound), ("inbound", &self.inbound)]
+            .into_iter()
+            .map(|(direction, links)| {
+                let (open, streams) = links.count();
+                TunnelGauge {
+                    direction,
+                    open,
+                    streams,
+                }
+            })
+            .collect()
     }
 
     /// A stream to the destination, accepted by its agent.
@@ -205,6 +226,7 @@ impl Tunnels {
         })?;
         let (credentials, telemetry) = (Arc::clone(&self.credentials), Arc::clone(&self.telemetry));
         let (options, keepalive) = (self.options, self.keepalive);
+        let links = Arc::clone(&self.outbound);
         promise.will_say(Err(Reason::Internal));
         tokio::spawn(async move {
             let target = Target {
@@ -217,6 +239,7 @@ impl Tunnels {
                 telemetry: &telemetry,
                 options: &options,
                 keepalive: &keepalive,
+                links: &links,
                 stage: &promise.connect.stage,
             };
             let made = Box::pin(maker.make(socket, &target)).await;

@@ -108,7 +108,7 @@ pub(in crate::proxy) async fn serve(shared: Arc<Shared>, served: Arc<Served>, ac
         outgoing,
         chain,
         windows,
-        link: Arc::default(),
+        link: shared.tunnels.inbound.link(),
         peer: Arc::new(TunnelPeer {
             identity: Arc::new(identity),
             address: peer,
