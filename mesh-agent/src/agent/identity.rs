@@ -119,9 +119,29 @@ pub(super) fn certificates(identities: &Identities, snapshot: &Snapshot) -> api:
     }
 }
 
+const DISTRUSTED: &str =
+    "this node's own trust refuses it: its root left the bundle, or it is revoked";
+
+/// When it is asked for again: at its rotation, or after failures, whichever comes last.
+fn next_attempt(status: &CertificateStatus) -> Option<u64> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let retry = status
+        .retry_in_ms
+        .map(|wait| u64::try_from(now.as_millis()).unwrap_or(u64::MAX) + wait);
+    status
+        .certificate
+        .as_ref()
+        .map(|details| details.rotation_ms)
+        .max(retry)
+}
+
 fn certificate(status: &CertificateStatus, workloads: Vec<String>) -> api::Certificate {
     let details = status.certificate.as_ref();
+    let distrusted = details.is_some_and(|d| d.refused);
     let state = match details {
+        _ if status.usable && distrusted => "distrusted",
         _ if status.usable => "valid",
         Some(_) => "expired",
         None if status.refused => "refused",
@@ -135,12 +155,13 @@ fn certificate(status: &CertificateStatus, workloads: Vec<String>) -> api::Certi
         issuer: details.map(|d| d.issuer.clone()).unwrap_or_default(),
         not_before_unix_ms: details.map(|d| d.not_before_ms),
         not_after_unix_ms: details.map(|d| d.not_after_ms),
-        next_rotation_unix_ms: details.map(|d| d.rotation_ms),
+        next_rotation_unix_ms: next_attempt(status),
         last_error: status
             .last_error
             .as_ref()
             .map(|e| e.message.clone())
-            .or_else(|| status.problem.clone()),
+            .or_else(|| status.problem.clone())
+            .or_else(|| distrusted.then(|| DISTRUSTED.to_owned())),
         failures: u64::from(status.failures),
     }
 }
@@ -199,5 +220,62 @@ pub(super) fn gauges(identities: &Identities) -> IdentityGauges {
             .flat_map(|crl| &crl.lists)
             .map(|list| list.revoked as u64)
             .sum(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{CertificateDetails, ErrorStatus};
+
+    #[test]
+    fn states_and_the_next_attempt_are_told() {
+        let details = |refused| CertificateDetails {
+            serial: "01".into(),
+            issuer: "CN=root".into(),
+            not_before_ms: 1,
+            not_after_ms: 5,
+            rotation_ms: 3,
+            refused,
+        };
+        for (certificate_of, usable, refused, state) in [
+            (Some(details(false)), true, false, "valid"),
+            (Some(details(false)), true, true, "valid"),
+            (Some(details(true)), true, false, "distrusted"),
+            (Some(details(false)), false, true, "expired"),
+            (None, false, true, "refused"),
+            (None, false, false, "missing"),
+        ] {
+            let status = CertificateStatus {
+                id: "spiffe://cluster.local/ns/shop/sa/web".into(),
+                certificate: certificate_of,
+                usable,
+                problem: None,
+                failures: 0,
+                failures_total: 0,
+                refused,
+                last_error: None,
+                retry_in_ms: None,
+            };
+            let shown = certificate(&status, Vec::new());
+            assert_eq!(shown.state, state);
+            assert_eq!(shown.last_error.is_some(), state == "distrusted");
+            assert_eq!(
+                shown.next_rotation_unix_ms,
+                status.certificate.as_ref().map(|_| 3)
+            );
+            let failing = CertificateStatus {
+                failures: 2,
+                retry_in_ms: Some(60_000),
+                last_error: Some(ErrorStatus {
+                    message: "no answer".into(),
+                    at_ms: 2,
+                }),
+                ..status
+            };
+            let shown = certificate(&failing, Vec::new());
+            assert!(shown.next_rotation_unix_ms > Some(60_000), "the retry");
+            assert_eq!(shown.last_error.as_deref(), Some("no answer"));
+        }
     }
 }

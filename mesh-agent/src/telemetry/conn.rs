@@ -226,9 +226,10 @@ impl ConnGuard {
         progress.stranger = stranger;
     }
 
-    /// Says which AuthorizationPolicy allows or denies the connection; the last call counts.
-    pub fn set_policy(&self, policy: ResourceName) {
-        lock(&self.conn.progress).policy = Some(policy);
+    /// Says which AuthorizationPolicy allows or denies the connection; the last call counts. `None`: none by itself (an
+    /// ALLOW policy that does not match denies, but so do all the others).
+    pub fn set_policy(&self, policy: impl Into<Option<ResourceName>>) {
+        lock(&self.conn.progress).policy = policy.into();
     }
 
     /// Says that the connection upstream stands: from now on it counts as opened to where [`Self::set_upstream`] said.

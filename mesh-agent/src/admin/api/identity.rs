@@ -37,7 +37,8 @@ pub struct CaState {
 pub struct Certificate {
     /// `spiffe://...`
     pub identity: String,
-    /// `valid`, `expired`, `missing` (none was signed yet), or `refused`: the certificate authority said that it will
+    /// `valid`, `distrusted` (this node's own trust refuses it, as others' will), `expired`, `missing` (none was signed
+    /// yet), or `refused`: the certificate authority said that it will
     /// not sign it, and there is no older one that is valid.
     pub state: String,
     /// `namespace/name` of the workloads of this node that have it.
