@@ -21,6 +21,7 @@ use rustls::{
         CryptoProvider,
         aws_lc_rs::{self, cipher_suite, kx_group},
     },
+    server::NoServerSessionStorage,
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::ServerName;
@@ -119,6 +120,8 @@ impl TlsIdentity {
             .with_cert_resolver(resolver);
         server.alpn_protocols = vec![ALPN.to_vec()];
         server.enable_secret_extraction = true;
+        // All that a session needs is sealed into its ticket; the default keeps room for 256 beside.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
         server.ticketer = aws_lc_rs::Ticketer::new()?;
         server.send_tls13_tickets = TICKETS;
 
