@@ -26,6 +26,7 @@ use super::{
     placement::Placements,
     registration::{Limit, Registration},
     service::{CertificateService, Peer},
+    sources::{Place, Sources},
     state::{State, StateError},
     tls::{Names, PortCertificate},
 };
@@ -34,7 +35,7 @@ use crate::{catalog::Catalog, model::TrustDomain};
 /// Connections at once. An agent has one.
 const MAX_CONNECTIONS: usize = 4096;
 /// Handshakes under way at once; further connections wait to be accepted.
-const MAX_HANDSHAKES: usize = 128;
+const MAX_HANDSHAKES: usize = 1024;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// For a request with all that it waits for.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -78,7 +79,7 @@ pub struct CaServer {
     listener: TcpListener,
     registration: Arc<Registration>,
     certificate: Arc<PortCertificate>,
-    /// Connections that wait in the kernel until [`CaServer::run`].
+    /// To say where it is.
     bundle: PathBuf,
 }
 
@@ -147,7 +148,7 @@ impl CaServer {
             roots = %self.bundle.display(),
             "signing certificates"
         );
-        let (ready, mut connections) = mpsc::channel(MAX_HANDSHAKES);
+        let (ready, mut connections) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(self.listener, TlsAcceptor::from(config), ready));
         tasks.spawn(upkeep(Arc::clone(&self.registration), self.certificate));
@@ -184,6 +185,7 @@ impl CaServer {
 async fn accept(listener: TcpListener, acceptor: TlsAcceptor, ready: mpsc::Sender<Connection>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let sources = Sources::default();
     let mut tasks = JoinSet::new();
     loop {
         let (Ok(connection), Ok(handshake)) = (
@@ -201,6 +203,10 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, ready: mpsc::Sende
             }
         };
         while tasks.try_join_next().is_some() {}
+        let Some(place) = sources.take(peer.ip()) else {
+            tracing::debug!(%peer, "closed: too many connections from there");
+            continue;
+        };
         let (acceptor, ready) = (acceptor.clone(), ready.clone());
         tasks.spawn(async move {
             let _handshake = handshake;
@@ -210,6 +216,7 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, ready: mpsc::Sende
                     let connection = Connection {
                         stream,
                         peer: Peer(peer),
+                        _place: place,
                         _permit: connection,
                     };
                     let _ = ready.send(connection).await;
@@ -256,6 +263,7 @@ async fn upkeep(registration: Arc<Registration>, certificate: Arc<PortCertificat
 struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
+    _place: Place,
     _permit: OwnedSemaphorePermit,
 }
 

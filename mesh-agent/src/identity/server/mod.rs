@@ -9,12 +9,15 @@ mod authn;
 mod authority;
 mod files;
 mod followed;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod limit;
 mod listen;
 mod placement;
 mod registration;
 mod revoked;
 mod service;
+mod sources;
 mod state;
 #[cfg(test)]
 pub(super) mod testing;

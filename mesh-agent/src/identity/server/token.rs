@@ -129,11 +129,14 @@ impl TokenKey {
             jti: id.iter().map(|b| format!("{b:02x}")).collect(),
             node: node.to_owned(),
         };
+        Ok((self.sign_claims(&claims)?, said(claims)))
+    }
+
+    pub(super) fn sign_claims(&self, claims: &impl serde::Serialize) -> Result<String, String> {
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(self.id.clone());
-        let token = jsonwebtoken::encode(&header, &claims, &self.signing)
-            .map_err(|e| format!("cannot sign: {e}"))?;
-        Ok((token, said(claims)))
+        jsonwebtoken::encode(&header, claims, &self.signing)
+            .map_err(|error| format!("cannot sign: {error}"))
     }
 
     /// Verifies all of a token but whether it is revoked.
