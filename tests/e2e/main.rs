@@ -6,6 +6,7 @@
 
 mod addresses;
 mod balance;
+mod ca;
 mod capture_inbound;
 mod capture_outbound;
 mod churn;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         config,
         telemetry,
         cli,
+        ca,
         harness,
         churn
     ])

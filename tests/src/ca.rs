@@ -82,6 +82,13 @@ impl CaServer {
         *self.process() = None;
     }
 
+    /// SIGTERM; gives the exit code.
+    pub fn stop(&self) -> Option<i32> {
+        let mut process = self.process().take().expect("the CA runs");
+        process.signal(rustix::process::Signal::TERM);
+        process.wait(Duration::from_secs(20)).code()
+    }
+
     pub fn restart(&self) {
         self.kill();
         self.run();

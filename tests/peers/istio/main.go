@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"sort"
+
+	"istio.io/istio/pkg/log"
 )
 
 // commands is filled by the file of each subcommand.
@@ -22,6 +24,13 @@ func main() {
 		sort.Strings(names)
 		fmt.Fprintln(os.Stderr, "usage: istio-peer SUBCOMMAND [options], one of:", names)
 		os.Exit(2)
+	}
+	// Istio logs to standard output if it is not told otherwise.
+	options := log.DefaultOptions()
+	options.OutputPaths = []string{"stderr"}
+	if err := log.Configure(options); err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
 	}
 	if err := commands[os.Args[1]](os.Args[2:]); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
