@@ -5,7 +5,11 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::{model::SpiffeId, policy::Facts, telemetry::Reason};
+use crate::{
+    model::{ResourceName, SpiffeId},
+    policy::Facts,
+    telemetry::Reason,
+};
 
 /// The facts of one inbound connection. It is registered with its workload before it is first decided, so a change of
 /// policy finds it in either case: the decision sees the change, or the change sees the connection.
@@ -16,7 +20,7 @@ pub(super) struct Admission {
     pub(super) source_ip: IpAddr,
     /// Address and port of the workload.
     pub(super) destination: SocketAddr,
-    cut: OnceLock<Reason>,
+    cut: OnceLock<(Reason, Option<ResourceName>)>,
 }
 
 impl Admission {
@@ -42,12 +46,12 @@ impl Admission {
         }
     }
 
-    /// Why it was cut; the first reason stays.
-    pub(super) fn cut(&self) -> Option<Reason> {
-        self.cut.get().copied()
+    /// Why it was cut, and by which policy; the first reason stays.
+    pub(super) fn cut(&self) -> Option<&(Reason, Option<ResourceName>)> {
+        self.cut.get()
     }
 
-    pub(super) fn set_cut(&self, reason: Reason) {
-        let _ = self.cut.set(reason);
+    pub(super) fn set_cut(&self, reason: Reason, policy: Option<ResourceName>) {
+        let _ = self.cut.set((reason, policy));
     }
 }

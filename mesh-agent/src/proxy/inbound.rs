@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     capture::sys::tcp::bind_address_no_port,
-    model::EffectivePolicy,
+    model::{EffectivePolicy, ResourceName},
     policy::{Authorizer, WouldBe},
     telemetry::{Outcome, Reason},
 };
@@ -126,12 +126,17 @@ async fn connect(
     peer: SocketAddr,
     report: &Report,
 ) -> Result<Leg, Reason> {
-    admit(shared, served, admission)?;
+    admit(shared, served, admission, report)?;
     to_application(shared, served, admission.destination, peer, report).await
 }
 
 /// Decides whether the workload takes the connection, and tells which policy said so.
-pub(super) fn admit(shared: &Shared, served: &Served, admission: &Admission) -> Result<(), Reason> {
+fn admit(
+    shared: &Shared,
+    served: &Served,
+    admission: &Admission,
+    report: &Report,
+) -> Result<(), Reason> {
     let rules = served.rules(shared);
     let facts = admission.facts();
     let telemetry = &shared.telemetry;
@@ -148,6 +153,9 @@ pub(super) fn admit(shared: &Shared, served: &Served, admission: &Admission) -> 
     });
     let decided = decide::admit(&rules.policy, &rules.authorizer, &facts);
     decided.report(telemetry);
+    if let Some(policy) = decided.policy() {
+        report.set_policy(policy.clone());
+    }
     match decided.refusal() {
         None => Ok(()),
         Some(reason) => {
@@ -190,9 +198,10 @@ impl Rules {
         Arc::ptr_eq(&self.policy, &other.policy) && Arc::ptr_eq(&self.authorizer, &other.authorizer)
     }
 
-    /// Why a connection may not go on.
-    pub(super) fn refusal(&self, admission: &Admission) -> Option<Reason> {
-        decide::admit(&self.policy, &self.authorizer, &admission.facts()).refusal()
+    /// Why a connection may not go on, and by which policy.
+    pub(super) fn refusal(&self, admission: &Admission) -> Option<(Reason, Option<ResourceName>)> {
+        let decided = decide::admit(&self.policy, &self.authorizer, &admission.facts());
+        Some((decided.refusal()?, decided.policy().cloned()))
     }
 }
 

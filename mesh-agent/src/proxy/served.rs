@@ -175,9 +175,9 @@ impl Served {
                 continue;
             };
             if admission.cut().is_none()
-                && let Some(reason) = rules.refusal(admission)
+                && let Some((reason, policy)) = rules.refusal(admission)
             {
-                admission.set_cut(reason);
+                admission.set_cut(reason, policy);
                 losers.push(entry.task.clone());
             }
         }
@@ -304,6 +304,13 @@ impl Report {
         }
     }
 
+    /// See [`ConnGuard::set_policy`].
+    pub(super) fn set_policy(&self, policy: ResourceName) {
+        if let Some(guard) = &self.guard {
+            guard.set_policy(policy);
+        }
+    }
+
     /// See [`ConnGuard::established`].
     pub(super) fn established(&self, leg: Weak<dyn LegProbe>) {
         if let Some(guard) = &self.guard {
@@ -343,8 +350,11 @@ impl Drop for Report {
     fn drop(&mut self) {
         if let Some(guard) = self.guard.take() {
             let alone = self.admission.as_ref().and_then(|a| a.cut());
-            let all = || self.served.cut.get().copied();
-            guard.finish(alone.or_else(all).unwrap_or(Reason::Internal));
+            if let Some((reason, policy)) = alone {
+                guard.set_policy(policy.clone());
+                return guard.finish(*reason);
+            }
+            guard.finish(self.served.cut.get().copied().unwrap_or(Reason::Internal));
         }
     }
 }
