@@ -1,11 +1,14 @@
 //! `mesh-agent check`: can this machine run the agent, and if not, what is missing and what to do.
 
-use std::{fs, os::fd::AsFd, path::PathBuf};
+use std::{fs, net::SocketAddr, os::fd::AsFd, path::PathBuf};
 
-use mesh_common::{CAPTURE_PORT_BASE, CAPTURE_PORTS, SELF_TEST_PORT, TUNNEL_PORT};
+use mesh_common::{Addr, CAPTURE_PORT_BASE, CAPTURE_PORTS, SELF_TEST_PORT, TUNNEL_PORT};
+use rustix::net::netlink::SOCK_DIAG;
 
 use super::{
-    CaptureOptions, cgroup, loader, pins,
+    CaptureOptions, cgroup, diag, loader,
+    netlink::Netlink,
+    pins,
     sys::bpf::{self, AttachType},
 };
 
@@ -47,6 +50,7 @@ pub fn check(options: &CaptureOptions) -> Vec<CheckItem> {
         ("other programs at connect()", conflicts(root.as_ref())),
         ("other sk_lookup programs", lookups()),
         ("ports", ports()),
+        ("ending connections", ending()),
     ];
     let item = |(name, (result, detail, fix)): (_, Verdict)| CheckItem {
         name,
@@ -228,6 +232,22 @@ fn lookups() -> Verdict {
             "They do not reach into pods.",
         ),
         Err(e) => (CheckResult::Warn, format!("cannot look: {e}"), ""),
+    }
+}
+
+/// Whether connections from before the mesh can be ended: asked for one that cannot exist.
+fn ending() -> Verdict {
+    let nowhere = Addr::from(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let asked = Netlink::open(Some(SOCK_DIAG))
+        .and_then(|mut socket| diag::destroy(&mut socket, &nowhere, &nowhere, 1));
+    match asked {
+        Ok(_) => ok("sock_diag ends connections that policy forbids"),
+        Err(error) => (
+            CheckResult::Warn,
+            format!("sock_diag cannot end connections: {error}"),
+            "Connections older than the mesh live on when a policy forbids them, and are listed. A kernel with \
+             CONFIG_INET_DIAG_DESTROY ends them.",
+        ),
     }
 }
 

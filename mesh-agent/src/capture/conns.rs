@@ -23,21 +23,30 @@ use super::{
 /// connect lasts longer (`tcp_syn_retries` gives up after 127 s).
 const STALE_NS: u64 = 180 * 1_000_000_000;
 
-/// Inserts a record for each connection that is older than enrolment. `had_sockets`: this agent had sockets in the
-/// namespace before, which must not be taken for an application's.
-pub(super) fn adopt_existing(
-    maps: &Maps,
-    netns: u64,
-    diag: &mut Netlink,
-    listening: &[SocketAddr],
-    had_sockets: bool,
-) -> io::Result<()> {
+/// Connections of a namespace that have an application, or will have when it accepts.
+pub(super) fn existing(diag: &mut Netlink) -> io::Result<Vec<Socket>> {
     let mut found = Vec::new();
     diag::dump(diag, diag::CONNECTED, true, |socket| {
-        if !is_loopback(&socket) {
+        // What a process has closed ends by itself; an agent that was killed leaves such.
+        let left = socket.orphan
+            && socket.state != state::ESTABLISHED
+            && socket.state != state::CLOSE_WAIT;
+        if !left && !is_loopback(&socket) {
             found.push(socket);
         }
     })?;
+    Ok(found)
+}
+
+/// Inserts a record for each connection that is older than enrolment. `had_sockets`: this agent had sockets in the
+/// namespace before, which must not be taken for an application's.
+pub(super) fn adopt(
+    maps: &Maps,
+    netns: u64,
+    found: &[Socket],
+    listening: &[SocketAddr],
+    had_sockets: bool,
+) -> io::Result<()> {
     if found.is_empty() {
         return Ok(());
     }

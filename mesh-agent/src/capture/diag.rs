@@ -57,6 +57,8 @@ pub(super) struct Socket {
     pub device: u32,
     /// Of a listener: connections that wait for accept().
     pub receive_queue: u32,
+    /// No process has it: it was closed, or not accepted yet.
+    pub orphan: bool,
     /// None for TIME_WAIT and request sockets.
     pub info: Option<Info>,
 }
@@ -214,6 +216,7 @@ pub(super) fn parse(message: &[u8]) -> Option<Socket> {
         device: u32_at(message, 40)?,
         cookie: u64::from(u32_at(message, 44)?) | u64::from(u32_at(message, 48)?) << 32,
         receive_queue: u32_at(message, 56)?,
+        orphan: u32_at(message, 68)? == 0,
         info: None,
     };
     for (kind, payload) in attributes(message.get(MESSAGE..).unwrap_or_default()) {

@@ -32,6 +32,7 @@ use super::{
         bpf::{self, AttachType},
         sock,
     },
+    versions,
 };
 use crate::model::ResourceName;
 
@@ -107,16 +108,18 @@ impl Shared {
             .workloads
             .get(&cookie)
             .map_err(EnrolError::io("cannot read the workload's row"))?;
-        match self
-            .build(wanted, found, usable, adopted.map_or(0, |row| row.flags))
-            .await
-        {
+        let flags = match adopted {
+            Some(row) => row.flags,
+            None => versions::captured(&self.pins, cookie),
+        };
+        let row = adopted.is_some();
+        match self.build(wanted, found, usable, flags, row).await {
             Ok(done) => {
                 claim.kept = true;
                 Ok(done)
             }
             Err(error) => {
-                if adopted.is_none() {
+                if adopted.is_none() && flags == 0 {
                     release::forget(self, cookie);
                 }
                 Err(error)
@@ -172,12 +175,14 @@ impl Shared {
 
     /// Two agents that steer one namespace would fight over every connection.
     fn check_lookup(&self, netns: &Netns, cookie: u64) -> Result<(), EnrolError> {
-        let own = bpf::open_pin(&self.pins.lookup(cookie))
-            .and_then(|link| bpf::link_program(link.as_fd()))
-            .ok();
+        let mut own = versions::lookup_programs(&self.pins, cookie);
+        own.extend(
+            bpf::open_pin(&self.pins.lookup(cookie))
+                .and_then(|link| bpf::link_program(link.as_fd())),
+        );
         // A kernel that cannot answer is no reason to refuse.
         for id in bpf::attached_programs(netns.as_fd(), AttachType::SkLookup).unwrap_or_default() {
-            if Some(id) == own {
+            if own.contains(&id) {
                 continue;
             }
             let name = bpf::program_by_id(id).and_then(|p| bpf::program_info(p.as_fd()));
@@ -188,13 +193,14 @@ impl Shared {
         Ok(())
     }
 
-    /// `flags` are those of the row that an earlier agent left: what is captured stays captured throughout.
+    /// `flags` are those under which an earlier agent left it, `row` says whether it was one of this version: what is captured stays captured throughout.
     async fn build(
         &self,
         wanted: &WantedPod,
         found: Found,
         usable: Vec<IpAddr>,
         flags: u32,
+        row: bool,
     ) -> Result<(Arc<Enrolled>, OwnedFd), EnrolError> {
         let (maps, cookie) = (&self.maps, found.cookie);
         let in_pod = maps.clone();
@@ -230,12 +236,18 @@ impl Shared {
                 source: io::Error::from_raw_os_error(libc::EADDRNOTAVAIL),
             });
         }
-        if capture == 0 {
-            // From here on the kernel records the pod's connections and listeners.
+        if capture == 0 || !row {
+            // From here on the kernel records the pod's connections and listeners, and captures nothing yet.
             inner
-                .write_row(maps, cookie)
+                .set_capture(maps, cookie, 0)
                 .map_err(EnrolError::io("cannot write the workload's row"))?;
-        } else {
+            inner.capture = capture;
+        }
+        // Before anything leads to the listeners: what waits on them to be accepted is no application's.
+        let existing = conns::existing(&mut inner.diag).map_err(EnrolError::io(
+            "cannot list existing connections over sock_diag",
+        ))?;
+        if capture != 0 {
             self.drop_stale_addresses(cookie, &usable)?;
             inner.exclusions = Exclusions::found(maps, cookie)
                 .map_err(EnrolError::io("cannot read exclusions"))?;
@@ -263,15 +275,15 @@ impl Shared {
         .map_err(EnrolError::io(
             "cannot attach the sk_lookup program to the namespace",
         ))?;
+        versions::take_over(&self.pins, cookie);
         let had_sockets = !self
             .known
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(cookie);
-        conns::adopt_existing(maps, cookie, &mut inner.diag, &inner.listening, had_sockets)
-            .map_err(EnrolError::io(
-                "cannot list existing connections over sock_diag",
-            ))?;
+        conns::adopt(maps, cookie, &existing, &inner.listening, had_sockets).map_err(
+            EnrolError::io("cannot write records of existing connections"),
+        )?;
         inner
             .exclusions
             .sync(maps, cookie, &wanted.policy)

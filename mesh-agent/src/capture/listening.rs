@@ -123,6 +123,7 @@ mod tests {
             remote: local,
             device: 0,
             receive_queue: 0,
+            orphan: false,
             info: None,
         }
     }

@@ -29,6 +29,7 @@ mod sockets;
 mod stop;
 pub(crate) mod sys;
 mod table;
+mod versions;
 mod watch;
 
 use std::{
@@ -163,9 +164,6 @@ impl Capture {
         let loading = tokio::task::spawn_blocking(move || {
             let pins = Pins::open(&options.bpffs, &options.node, options.mount_bpffs)?;
             let loaded = loader::load(&pins, &cgroup)?;
-            for what in pins.sweep_versions() {
-                tracing::info!("removed {what} of another version of the agent");
-            }
             Ok::<_, CaptureError>((pins, loaded))
         });
         let (pins, loaded) = loading.await.map_err(|e| CaptureError::Io {

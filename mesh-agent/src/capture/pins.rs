@@ -70,27 +70,20 @@ impl Pins {
 
     /// Path of the `sk_lookup` link of a namespace.
     pub(super) fn lookup(&self, cookie: u64) -> PathBuf {
-        self.dir.join(format!("{LOOKUP}{cookie}"))
+        lookup_in(&self.dir, cookie)
     }
 
     /// Cookies of the namespaces with a pinned link.
     pub(super) fn lookups(&self) -> Vec<u64> {
-        names(&self.dir)
-            .iter()
-            .filter_map(|n| n.strip_prefix(LOOKUP)?.parse().ok())
-            .collect()
+        lookups_in(&self.dir)
     }
 
-    /// Removes folders of other layout versions, once this version's programs are attached. Says what it removed.
-    pub(super) fn sweep_versions(&self) -> Vec<String> {
-        let mut removed = Vec::new();
-        for name in names(&self.node_dir) {
-            let dir = self.node_dir.join(&name);
-            if dir != self.dir && dir.is_dir() {
-                removed.extend(remove_dir(&dir));
-            }
-        }
-        removed
+    /// Folders of other layout versions.
+    pub(super) fn others(&self) -> Vec<PathBuf> {
+        let dirs = names(&self.node_dir).into_iter();
+        dirs.map(|name| self.node_dir.join(name))
+            .filter(|dir| *dir != self.dir && dir.is_dir())
+            .collect()
     }
 
     /// Removes everything of this node, links first so that nothing is captured any more. Says what it removed.
@@ -108,6 +101,19 @@ impl Pins {
         }
         removed
     }
+}
+
+/// Path of the `sk_lookup` link of a namespace in the folder of one version.
+pub(super) fn lookup_in(dir: &Path, cookie: u64) -> PathBuf {
+    dir.join(format!("{LOOKUP}{cookie}"))
+}
+
+/// Cookies of the namespaces with a link in the folder of one version.
+pub(super) fn lookups_in(dir: &Path) -> Vec<u64> {
+    names(dir)
+        .iter()
+        .filter_map(|n| n.strip_prefix(LOOKUP)?.parse().ok())
+        .collect()
 }
 
 /// Detaches and unpins a link; false if there was none.
@@ -129,7 +135,8 @@ fn detach(link: &OwnedFd) -> io::Result<()> {
     }
 }
 
-fn remove_dir(dir: &Path) -> Vec<String> {
+/// Removes the folder of one version, links first. Says what it removed.
+pub(super) fn remove_dir(dir: &Path) -> Vec<String> {
     let mut removed = Vec::new();
     let (links, others): (Vec<_>, Vec<_>) = names(dir)
         .into_iter()

@@ -95,9 +95,10 @@ pub(super) fn reconcile(maps: &Maps) -> io::Result<()> {
         };
         let found = found.get(&netns).copied().unwrap_or_default();
         let mut changed = false;
-        for share in 0..SHARES {
-            let off = drift(before.held[share], row.held[share], found[share]);
-            row.held[share] += off;
+        let counts = row.held.iter_mut().zip(before.held).zip(found);
+        for ((held, before), found) in counts {
+            let off = drift(before, *held, found);
+            *held += off;
             changed |= off != 0;
         }
         if changed {

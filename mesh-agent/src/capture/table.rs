@@ -12,7 +12,9 @@ use std::{
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use super::{Capture, PodEvent, WantedPod, enrolled::Enrolled, error::EnrolError, release, watch};
+use super::{
+    Capture, PodEvent, WantedPod, enrolled::Enrolled, error::EnrolError, release, versions, watch,
+};
 use crate::model::ResourceName;
 
 /// Enrolments at once. Each is a few milliseconds of system calls, and waits for its self-test.
@@ -358,7 +360,7 @@ impl Capture {
             .collect()
     }
 
-    /// Once, after the first pass: what an earlier agent captured and nobody wants any more.
+    /// After the first pass, until it is done: what an earlier agent captured and nobody wants any more.
     async fn sweep(self: &Arc<Self>) {
         let failed: Vec<PathBuf> = {
             let table = self.table();
@@ -380,7 +382,7 @@ impl Capture {
             }
         }
         release::forget_strays(&self.shared, &keep);
-        self.table().swept = true;
+        self.table().swept = versions::sweep(&self.shared.pins, &keep);
     }
 
     /// Marks the pod of a namespace for another look at its listeners.

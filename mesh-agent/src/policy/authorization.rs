@@ -7,9 +7,8 @@ use std::{net::IpAddr, sync::Arc};
 
 use self::layer::{Decision, Layer};
 use crate::{
-    api::{Action, AuthorizationPolicy, Object},
+    api::Action,
     model::{ResourceName, SpiffeId},
-    policy::Trust,
 };
 
 mod bits;
@@ -76,15 +75,6 @@ impl Authorizer {
                 .collect(),
             closed: false,
         }
-    }
-
-    /// Of policies that all apply, whatever their scopes and selectors.
-    pub fn of(
-        policies: impl IntoIterator<Item = Arc<Object<AuthorizationPolicy>>>,
-        trust: Trust,
-    ) -> Self {
-        let policies = policies.into_iter().collect();
-        Self::new([Arc::new(Layer::new(policies, &Arc::new(trust)))])
     }
 
     /// One that denies everything.

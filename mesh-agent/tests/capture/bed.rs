@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{Command, Output},
     sync::{
         Arc, RwLock,
         atomic::{AtomicU32, Ordering},
@@ -38,18 +38,14 @@ fn unique() -> u32 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A program is being started: between fork and exec it has a copy of every descriptor, also of an agent's that is
+/// A program is being run: at its start it has a copy of every descriptor for a moment, also of an agent's that is
 /// "killed" in this process meanwhile.
-static STARTING: RwLock<()> = RwLock::new(());
+static RUNNING: RwLock<()> = RwLock::new(());
 
 /// Runs a program to its end.
 pub fn output(program: &mut Command) -> Output {
-    program.stdin(Stdio::null()).stdout(Stdio::piped());
-    let started = {
-        let _starting = STARTING.read().unwrap();
-        program.stderr(Stdio::piped()).spawn()
-    };
-    started.unwrap().wait_with_output().unwrap()
+    let _running = RUNNING.read();
+    program.output().unwrap()
 }
 
 pub fn ip(args: &str) {
@@ -236,7 +232,7 @@ impl Agent {
             node,
             ..
         } = self;
-        let _starting = STARTING.write().unwrap();
+        let _none = RUNNING.write();
         drop(capture);
         runtime.shutdown_timeout(SOON);
         node

@@ -239,6 +239,79 @@ fn release_without_an_agent() {
     );
 }
 
+/// An agent whose layouts are others finds what the one before it left: nothing is open while it takes over.
+#[test]
+fn an_upgrade_that_changes_layouts_opens_nothing() {
+    if !is_root() {
+        return;
+    }
+    let pins = Pins(node());
+    let ((near, pod), (other_near, other)) = (wire(), wire());
+    pod.serve("0.0.0.0:8080");
+    other.serve("0.0.0.0:8080");
+    let agent = Agent::start(&pins.0);
+    agent.enrol(vec![wanted(&pod), wanted(&other)]);
+    agent.kill();
+    let old = pins.dir().join("v1");
+    let now = pins.dir().join(format!("v{}", mesh_common::ABI_VERSION));
+    std::fs::rename(now, &old).unwrap();
+    let to = SocketAddr::new(pod.v4.into(), 8080);
+    let out = SocketAddr::new(near.v4.into(), 9);
+    let (stop, applying) = (AtomicBool::new(false), AtomicBool::new(false));
+    let tried = std::sync::atomic::AtomicU32::new(0);
+    let agent = std::thread::scope(|s| {
+        let watch = s.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                tried.fetch_add(1, Ordering::Relaxed);
+                let early = !applying.load(Ordering::SeqCst);
+                if let Ok(mut stream) = near.connect(to) {
+                    assert!(!early || applying.load(Ordering::SeqCst), "past the agent");
+                    line(&mut stream);
+                }
+            }
+        });
+        let leave = s.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                // Nobody listens there: only the agent can be what answers.
+                if let Ok(mut stream) = pod.connect(out) {
+                    let said = line(&mut stream);
+                    // For a moment both versions redirect: to a port of its own that leads nowhere.
+                    let own = format!("original={}:1", pod.v4);
+                    let known = said.is_empty() || said == format!("original={out}");
+                    assert!(known || said.starts_with(&own), "{said}");
+                }
+            }
+        });
+        let agent = Agent::start(&pins.0);
+        eventually("both have tried for a while", || {
+            tried.load(Ordering::Relaxed) > 200
+        });
+        applying.store(true, Ordering::SeqCst);
+        // One that cannot be enrolled yet stays as it was.
+        let mut broken = wanted(&other);
+        broken.addresses = vec!["192.0.2.99".parse().unwrap()];
+        agent.apply(vec![wanted(&pod), broken]);
+        eventually("carried by the new agent", || {
+            let stream = near.connect(to);
+            stream.is_ok_and(|mut s| line(&mut s).starts_with("accept="))
+        });
+        stop.store(true, Ordering::Relaxed);
+        watch.join().unwrap();
+        leave.join().unwrap();
+        agent
+    });
+    let plain = agent.capture.plain_inbound();
+    assert!(plain.is_empty(), "{plain:?}");
+    let to = SocketAddr::new(other.v4.into(), 8080);
+    let closed = || other_near.connect(to).map_err(|e| e.kind()).err();
+    assert_eq!(closed(), Some(ErrorKind::ConnectionRefused));
+    assert!(old.exists());
+    agent.enrol(vec![wanted(&pod), wanted(&other)]);
+    assert_eq!(closed(), None);
+    eventually("nothing of the old version is left", || !old.exists());
+    agent.release();
+}
+
 #[test]
 fn what_nobody_wants_after_a_restart_is_released() {
     if !is_root() {

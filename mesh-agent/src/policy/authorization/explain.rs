@@ -147,7 +147,7 @@ impl Look<'_> {
             "principal",
             patterns,
             positive,
-            |source| source.principal().to_owned(),
+            SpiffeId::principal,
             matches,
         )
     }
@@ -166,7 +166,7 @@ impl Look<'_> {
             "namespace",
             patterns,
             positive,
-            |source| source.namespace().to_owned(),
+            SpiffeId::namespace,
             matches,
         )
     }
@@ -181,7 +181,7 @@ impl Look<'_> {
             "service account",
             accounts,
             positive,
-            |source| format!("{}/{}", source.namespace(), source.service_account()),
+            SpiffeId::principal,
             matches,
         )
     }
@@ -192,7 +192,7 @@ impl Look<'_> {
         what: &str,
         list: &[String],
         positive: bool,
-        show: impl Fn(&SpiffeId) -> String,
+        show: impl Fn(&SpiffeId) -> &str,
         matches: impl Fn(&str, &SpiffeId) -> bool,
     ) -> Outcome {
         if list.is_empty() {
@@ -201,15 +201,15 @@ impl Look<'_> {
         match self.facts.source {
             None if positive => Err(format!(
                 "the client has no identity (it came without a tunnel), and {what} {} needs one",
-                few(list, " or ", "")
+                few(list, ", ", "more")
             )),
             None => Ok(vec![format!(
                 "no identity, so not {what} {}",
-                few(list, " or ", "")
+                few(list, ", ", "more")
             )]),
             Some(source) => {
                 let hit = list.iter().find(|entry| matches(entry, source));
-                verdict(what, &show(source), list, hit, positive)
+                verdict(what, show(source), list, hit, positive)
             }
         }
     }
@@ -247,7 +247,7 @@ fn verdict<T: ToString>(
     if list.is_empty() {
         return Ok(Vec::new());
     }
-    let listed = few(list, ", ", "");
+    let listed = few(list, ", ", "more");
     match (hit.map(ToString::to_string), positive) {
         (Some(entry), true) if entry == value => Ok(vec![format!("{what} {value}")]),
         (Some(entry), true) => Ok(vec![format!("{what} {value} ({entry})")]),
@@ -273,19 +273,19 @@ fn one_of(alternatives: impl ExactSizeIterator<Item = Outcome>, what: &str) -> O
     }
 }
 
-/// The first few of a list, and how many more there are.
 fn few<T: ToString>(list: &[T], between: &str, what: &str) -> String {
-    let named: Vec<String> = list.iter().take(NAMED).map(ToString::to_string).collect();
-    let text = named.join(between);
-    let last = match between {
-        "; " => "; and ",
-        ", and " => ", and ",
-        _ => " and ",
-    };
-    match list.len().saturating_sub(NAMED) {
-        0 => text,
-        more => format!("{text}{last}{more} more {what}")
+    let mut text = list
+        .iter()
+        .take(NAMED)
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(between);
+    if list.len() > NAMED {
+        let more = list.len() - NAMED;
+        let what = if what == "more" { "" } else { what };
+        text = format!("{text}{between}{more} more {what}")
             .trim_end()
-            .to_owned(),
+            .to_owned();
     }
+    text
 }

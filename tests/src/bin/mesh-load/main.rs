@@ -8,7 +8,6 @@ mod idle;
 mod options;
 mod ping;
 mod probe;
-mod received;
 mod serve;
 mod stream;
 

@@ -20,7 +20,7 @@ metadata:
   name: mesh
   namespace: mesh-system
 spec:
-  mtls: {mode: strict}
+  mtls: {mode: Strict}
 ";
 
 pub(super) struct Agents {
