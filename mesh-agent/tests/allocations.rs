@@ -15,9 +15,11 @@ use std::{
 };
 
 use mesh_agent::{
+    catalog::Catalog,
     model::{
         EffectivePolicy, Enrolment, ResourceName, SpiffeId, TrustDomain, TunnelProtocol, Workload,
     },
+    policy::Facts,
     telemetry::{
         ConnMeta, Direction, Directory, Outcome, Peer, Protocol, Reason, Role, Telemetry,
         TelemetryOptions,
@@ -151,4 +153,73 @@ fn decisions_and_handshakes_allocate_nothing_once_known() {
     };
     work();
     assert_eq!(allocations(work), 0);
+}
+
+/// A thousand policies of every kind, which match or not: a decision allocates nothing either way, nor does the question
+/// what those in dry run would change.
+#[test]
+fn a_decision_allocates_nothing() {
+    let mut text = "apiVersion: mesh.covet.dev/v1alpha1\nkind: Workload\nmetadata: {name: web, namespace: shop}\nspec: {addresses: [10.0.0.2]}\n".to_owned();
+    for at in 0..1000 {
+        let (action, dry_run) = (["ALLOW", "DENY"][at % 3 / 2], at % 10 == 5);
+        let rule = match at % 5 {
+            0 => format!(
+                "from: [{{source: {{principals: [cluster.local/ns/n{at}/sa/x, '*/sa/y{at}']}}}}]"
+            ),
+            1 => format!(
+                "from: [{{source: {{namespaces: ['n{at}*'], notPrincipals: ['cluster.local/ns/n{at}/sa/a*']}}}}]"
+            ),
+            2 => format!(
+                "from: [{{source: {{serviceAccounts: [s{at}], ipBlocks: [10.{}.0.0/16]}}}}]",
+                at % 256
+            ),
+            3 => format!(
+                "to: [{{operation: {{ports: [{}], notPorts: [80]}}}}]",
+                at + 1
+            ),
+            _ => format!(
+                "when: [{{key: source.ip, notValues: [10.0.0.0/8]}}, {{key: source.namespace, values: [m{at}]}}]"
+            ),
+        };
+        text += &format!(
+            "---\napiVersion: mesh.covet.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p{at}, namespace: shop}}\nspec: {{action: {action}, dryRun: {dry_run}, rules: [{{{rule}}}]}}\n"
+        );
+    }
+    let (config, _) = mesh_agent::api::parse_bytes("f", text.as_bytes()).unwrap();
+    let catalog = Catalog::new("n1");
+    catalog.apply(catalog.register(), config);
+    let authorizer = catalog
+        .snapshot()
+        .authorizer(&ResourceName::new("shop", "web"));
+    assert_eq!(authorizer.policies().len(), 1000);
+    let trust_domain = TrustDomain::default();
+    let of =
+        |namespace: &str, account: &str| SpiffeId::new(&trust_domain, namespace, account).unwrap();
+    let clients = [
+        None,
+        Some(of("n0", "x")),
+        Some(of("q", "y5")),
+        Some(of("n11", "b")),
+    ];
+    let (mut allowed, mut told) = (0, 0);
+    let work = || {
+        for source in &clients {
+            for (ip, port) in [("10.1.0.1", 80), ("fd00::1", 4), ("::ffff:192.0.2.1", 9)] {
+                let facts = Facts {
+                    source: source.as_ref(),
+                    source_ip: ip.parse().unwrap(),
+                    destination_ip: ip.parse().unwrap(),
+                    destination_port: port,
+                };
+                allowed += usize::from(authorizer.decide(&facts).is_allowed());
+                authorizer.dry_run(&facts, |_, _| told += 1);
+            }
+        }
+    };
+    assert_eq!(allocations(work), 0);
+    assert!(
+        (1..12).contains(&allowed),
+        "some are allowed and some are not: {allowed}"
+    );
+    assert!(told > 0, "those in dry run were looked at");
 }

@@ -5,7 +5,8 @@ use std::{net::IpAddr, sync::Arc};
 use super::{Catalog, CatalogOptions, SourceId};
 use crate::{
     api,
-    model::{Enrolment, NotEnrolled, ResourceName},
+    model::{Enrolment, MtlsMode, NotEnrolled, ResourceName, TunnelProtocol},
+    policy::{Authorizer, Facts},
 };
 
 fn catalog() -> Arc<Catalog> {
@@ -305,6 +306,17 @@ fn edits_in_steps_lead_where_a_fresh_start_does() {
         format!(
             "{SHOP}---\napiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: t, namespace: shop}}\nspec: {{failPolicy: open}}\n"
         ),
+        format!("{SHOP}{AUTHORIZATION}"),
+        format!("{SHOP}{AUTHORIZATION}").replace("selector: {matchLabels: {app: web}}, ", ""),
+        format!("{SHOP}{AUTHORIZATION}{TRUST}"),
+        format!("{SHOP}{AUTHORIZATION}").replace(
+            "web-2, namespace: shop, labels: {app: web}",
+            "web-2, namespace: shop",
+        ),
+        format!("{SHOP}{AUTHORIZATION}").replace(
+            "name: all, namespace: mesh-system",
+            "name: all, namespace: shop",
+        ),
         String::new(),
         SHOP.into(),
     ];
@@ -320,12 +332,248 @@ fn edits_in_steps_lead_where_a_fresh_start_does() {
     }
 }
 
+const AUTHORIZATION: &str = "---
+apiVersion: mesh.covet.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: web, namespace: shop}
+spec: {selector: {matchLabels: {app: web}}, rules: [{from: [{source: {principals: [cluster.local/ns/shop/*]}}]}]}
+---
+apiVersion: mesh.covet.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: all, namespace: mesh-system}
+spec: {action: DENY, rules: [{from: [{source: {namespaces: [x]}}]}]}
+";
+
+const TRUST: &str = "---
+apiVersion: mesh.covet.dev/v1alpha1
+kind: MeshPolicy
+metadata: {name: mesh, namespace: mesh-system}
+spec: {trustDomain: mesh.example, trustDomainAliases: [cluster.local, old.example]}
+";
+
+fn verdict(authorizer: &Authorizer, principal: &str) -> String {
+    let id = format!("spiffe://{principal}").parse().unwrap();
+    let facts = Facts {
+        source: Some(&id),
+        source_ip: ip("10.9.0.1"),
+        destination_ip: ip("10.1.0.1"),
+        destination_port: 80,
+    };
+    format!("{:?}", authorizer.decide(&facts))
+}
+
+#[test]
+fn authorizers_change_with_what_they_are_made_of_and_with_nothing_else() {
+    let catalog = catalog();
+    let mut source = Source::new(&catalog);
+    let of = |name: &str| {
+        catalog
+            .snapshot()
+            .authorizer(&ResourceName::new("shop", name))
+    };
+    let local = SHOP.replace("node: n2", "node: n1").replace(
+        "cm-none-1, ports: {http: 8081}",
+        "cm-none-2, ports: {http: 8081}",
+    );
+    source.load(&local);
+    assert!(of("web-1").is_empty() && of("db-0").is_empty());
+    assert!(
+        Arc::ptr_eq(&of("web-1"), &of("db-0")),
+        "nothing is shared as well"
+    );
+
+    source.load(&format!("{local}{AUTHORIZATION}"));
+    let (web, db) = (of("web-1"), of("db-0"));
+    assert!(Arc::ptr_eq(&web, &of("web-2")));
+    assert_eq!((web.policies().len(), db.policies().len()), (2, 1));
+    assert!(web.protects() && db.protects());
+
+    // Another workload, or another policy of another workload, touches nothing here.
+    let edited = local.replace("weight: 3", "weight: 4");
+    source.load(&format!("{edited}{AUTHORIZATION}"));
+    assert!(Arc::ptr_eq(&web, &of("web-1")) && Arc::ptr_eq(&db, &of("db-0")));
+    let elsewhere = "---\napiVersion: mesh.covet.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: x}\nspec: {}\n";
+    source.load(&format!("{edited}{AUTHORIZATION}{elsewhere}"));
+    assert!(Arc::ptr_eq(&web, &of("web-1")) && Arc::ptr_eq(&db, &of("db-0")));
+
+    // A label moves one workload out of a selector, and the other stays.
+    let moved = local.replace(
+        "web-2, namespace: shop, labels: {app: web}",
+        "web-2, namespace: shop",
+    );
+    source.load(&format!("{moved}{AUTHORIZATION}"));
+    assert!(Arc::ptr_eq(&web, &of("web-1")));
+    assert!(Arc::ptr_eq(&db, &of("web-2")));
+
+    // The text of a policy.
+    let before = of("web-1");
+    source.load(&format!(
+        "{moved}{}",
+        AUTHORIZATION.replace("ns/shop/*", "ns/ops/*")
+    ));
+    assert!(!Arc::ptr_eq(&before, &of("web-1")) && Arc::ptr_eq(&db, &of("db-0")));
+    let client = "cluster.local/ns/ops/sa/a";
+    assert!(verdict(&before, client).starts_with("Deny"));
+    assert!(verdict(&of("web-1"), client).starts_with("Allow"));
+
+    // A workload that went, and one that never was.
+    source.load(AUTHORIZATION);
+    assert!(verdict(&of("web-1"), client).starts_with("Deny(None)"));
+}
+
+#[test]
+fn a_workload_of_another_node_is_judged_as_well() {
+    let catalog = catalog();
+    let mut source = Source::new(&catalog);
+    source.load(&format!("{SHOP}{AUTHORIZATION}"));
+    let snapshot = catalog.snapshot();
+    let web_2 = ResourceName::new("shop", "web-2");
+    assert_eq!(
+        snapshot.workload(&web_2).unwrap().node.as_deref(),
+        Some("n2")
+    );
+    assert_eq!(snapshot.authorizer(&web_2).policies().len(), 2);
+    let policy = snapshot.authorization_policies().last().unwrap();
+    let of: Vec<String> = snapshot
+        .workloads_of(policy)
+        .map(|w| w.name.to_string())
+        .collect();
+    assert_eq!(
+        of,
+        ["shop/web-1"],
+        "web-2 has the label and is not of this node"
+    );
+}
+
+#[test]
+fn identities_are_of_the_trust_domain_of_the_mesh() {
+    let catalog = catalog();
+    let mut source = Source::new(&catalog);
+    let identity = || {
+        let snapshot = catalog.snapshot();
+        let web = snapshot
+            .workload(&ResourceName::new("shop", "web-1"))
+            .unwrap();
+        web.identity.to_string()
+    };
+    source.load(SHOP);
+    assert_eq!(identity(), "spiffe://cluster.local/ns/shop/sa/default");
+    source.load(&format!("{SHOP}{TRUST}"));
+    assert_eq!(identity(), "spiffe://mesh.example/ns/shop/sa/default");
+    let snapshot = catalog.snapshot();
+    assert_eq!(snapshot.trust_domain().as_str(), "mesh.example");
+    assert_eq!(snapshot.trust_aliases().len(), 2);
+    source.load(SHOP);
+    assert_eq!(identity(), "spiffe://cluster.local/ns/shop/sa/default");
+}
+
+/// A trust domain alone, with no workload that it changes, is news: certificates of others are judged by it.
+#[test]
+fn a_trust_domain_alone_is_a_change() {
+    let catalog = catalog();
+    let mut source = Source::new(&catalog);
+    source.load("");
+    let before = catalog.snapshot().version;
+    source.load(TRUST);
+    assert_eq!(catalog.snapshot().version, before + 1);
+    assert_eq!(catalog.snapshot().trust_domain().as_str(), "mesh.example");
+}
+
+#[test]
+fn who_takes_tunnels() {
+    let catalog = catalog();
+    let mut source = Source::new(&catalog);
+    source.load(SHOP);
+    let protocol = |name| {
+        let snapshot = catalog.snapshot();
+        snapshot
+            .workload(&ResourceName::new("shop", name))
+            .unwrap()
+            .protocol
+    };
+    // Enrolled here, enrolled on another node, without a network namespace.
+    assert_eq!(protocol("web-1"), TunnelProtocol::Hbone);
+    assert_eq!(protocol("web-2"), TunnelProtocol::Hbone);
+    assert_eq!(protocol("db-0"), TunnelProtocol::Tcp);
+    source.load(&SHOP.replace("\"true\"", "\"false\""));
+    assert_eq!(protocol("web-1"), TunnelProtocol::Tcp);
+    source.load(
+        &SHOP
+            .replace("{node: n1, ", "{node: n1, protocol: TCP, ")
+            .replace(
+                "spec: {addresses: [10.1.0.9]}",
+                "spec: {addresses: [10.1.0.9], protocol: HBONE}",
+            ),
+    );
+    assert_eq!(protocol("web-1"), TunnelProtocol::Tcp);
+    assert_eq!(protocol("db-0"), TunnelProtocol::Hbone);
+}
+
+#[test]
+fn modes_come_from_the_narrowest_policy() {
+    let catalog = catalog();
+    let mut source = Source::new(&catalog);
+    let policy = |name: &str, namespace: &str, spec: &str| {
+        format!(
+            "---\napiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let modes = |name: &str| {
+        let snapshot = catalog.snapshot();
+        let workload = snapshot.workload(&ResourceName::new("shop", name)).unwrap();
+        [80, 8080, 9090].map(|port| workload.policy.mtls_of(port))
+    };
+    use MtlsMode::{Disable, Permissive, Strict};
+    source.load(SHOP);
+    assert_eq!(modes("web-1"), [Permissive; 3]);
+    let mesh = policy("m", "mesh-system", "mtls: {mode: strict}");
+    source.load(&format!("{SHOP}{mesh}"));
+    assert_eq!(modes("web-1"), [Strict; 3]);
+    let namespace = policy("n", "shop", "mtls: {mode: disable}");
+    source.load(&format!("{SHOP}{mesh}{namespace}"));
+    assert_eq!(
+        (modes("web-1"), modes("db-0")),
+        ([Disable; 3], [Disable; 3])
+    );
+    let ports = policy(
+        "w",
+        "shop",
+        "selector: {matchLabels: {app: web}}, mtls: {portModes: {8080: permissive, '9090': strict}}",
+    );
+    source.load(&format!("{SHOP}{mesh}{namespace}{ports}"));
+    assert_eq!(
+        (modes("web-1"), modes("db-0")),
+        ([Disable, Permissive, Strict], [Disable; 3])
+    );
+    let both = ports.replace("mtls: {", "mtls: {mode: strict, ");
+    source.load(&format!("{SHOP}{mesh}{namespace}{both}"));
+    assert_eq!(modes("web-1"), [Strict, Permissive, Strict]);
+}
+
 /// All that the queries of a snapshot say.
 fn world(catalog: &Catalog) -> String {
     let snapshot = catalog.snapshot();
     let mut lines = Vec::new();
+    lines.push(format!(
+        "{} {:?}",
+        snapshot.trust_domain(),
+        snapshot.trust_aliases()
+    ));
+    for policy in snapshot.authorization_policies() {
+        let of: Vec<_> = snapshot.workloads_of(policy).map(|w| &w.name).collect();
+        lines.push(format!("{} {:?} {of:?}", policy.policy.name, policy.scope));
+    }
     for workload in snapshot.workloads() {
         lines.push(format!("{workload:?}"));
+        let authorizer = snapshot.authorizer(&workload.name);
+        lines.push(format!("{:?}", authorizer.policies()));
+        for client in [
+            "cluster.local/ns/shop/sa/default",
+            "old.example/ns/shop/sa/default",
+            "cluster.local/ns/x/sa/y",
+        ] {
+            lines.push(verdict(&authorizer, client));
+        }
         for address in &workload.addresses {
             let owner = snapshot.workload_by_address(*address).unwrap();
             assert!(Arc::ptr_eq(owner, workload));

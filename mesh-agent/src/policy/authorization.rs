@@ -7,8 +7,9 @@ use std::{net::IpAddr, sync::Arc};
 
 use self::layer::{Decision, Layer};
 use crate::{
-    api::Action,
+    api::{Action, AuthorizationPolicy, Object},
     model::{ResourceName, SpiffeId},
+    policy::Trust,
 };
 
 mod bits;
@@ -75,6 +76,15 @@ impl Authorizer {
                 .collect(),
             closed: false,
         }
+    }
+
+    /// Of policies that all apply, whatever their scopes and selectors.
+    pub fn of(
+        policies: impl IntoIterator<Item = Arc<Object<AuthorizationPolicy>>>,
+        trust: Trust,
+    ) -> Self {
+        let policies = policies.into_iter().collect();
+        Self::new([Arc::new(Layer::new(policies, &Arc::new(trust)))])
     }
 
     /// One that denies everything.

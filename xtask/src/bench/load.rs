@@ -43,6 +43,7 @@ pub(super) fn run(
             format!("to={to}"),
             format!("ports={}-{}", ports.0 + offset, ports.1 + offset),
             format!("pids={}", proxies.pids(subject)),
+            received(bed, subject.server),
         ])
         .args(args);
     let said = sh::output(&mut command)
@@ -65,9 +66,18 @@ pub(super) fn serve(bed: &Bed, pod: &str, ip: &str, more: &[String]) -> Result<R
             &format!("ip={ip}"),
             "echo=7000,7010-7017",
             "sink=7001",
+            &received(bed, pod),
         ])
         .args(more);
     Running::start(&mut command, &bed.log(pod))
+}
+
+/// Where the server of a pod counts what it received.
+fn received(bed: &Bed, pod: &str) -> String {
+    format!(
+        "received={}",
+        bed.dir.join(format!("{pod}.received")).display()
+    )
 }
 
 /// Keeps every CPU from sleeping: waking an idle one of a virtual machine costs 50 us and drowns what is under it.

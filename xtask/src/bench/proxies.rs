@@ -21,6 +21,8 @@ pub(super) struct Subject {
     pub(super) name: &'static str,
     /// Pod of its client; also the name that its proxies go by.
     pub(super) client: &'static str,
+    /// Pod of the server that it ends at.
+    pub(super) server: &'static str,
     /// What the client dials.
     pub(super) address: &'static str,
     /// Added to the server's ports.
@@ -29,13 +31,14 @@ pub(super) struct Subject {
 
 pub(super) const fn subject(
     name: &'static str,
-    client: &'static str,
+    (client, server): (&'static str, &'static str),
     address: &'static str,
     port_offset: u16,
 ) -> Subject {
     Subject {
         name,
         client,
+        server,
         address,
         port_offset,
     }

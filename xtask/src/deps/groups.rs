@@ -113,6 +113,10 @@ impl Group {
                     "to install the other peer apart from the system",
                 ),
                 Need::Envoy,
+                debian(
+                    "openssl",
+                    "certificates for Envoy, and how fast this CPU encrypts",
+                ),
             ],
         }
     }

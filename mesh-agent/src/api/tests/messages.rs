@@ -515,3 +515,276 @@ items:
 "#;
     assert_eq!(warnings(text), Vec::<String>::new());
 }
+
+fn authorization(spec: &str) -> String {
+    format!(
+        "apiVersion: mesh.covet.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: a, namespace: x}}\nspec:\n{spec}"
+    )
+}
+
+const PRINCIPAL: &str = "a principal such as cluster.local/ns/shop/sa/web, with '*' at one end at most (cluster.local/ns/shop/*), or '*'";
+
+#[test]
+fn authorization_policies() {
+    let source =
+        |text: &str| authorization(&format!("  rules:\n  - from:\n    - source: {{{text}}}\n"));
+    let bad_principal = |text: &str, suffix: &str| {
+        vec![format!(
+            "f:7:29: spec.rules[0].from[0].source.principals[0]: expected {PRINCIPAL}{suffix}, got \"{text}\""
+        )]
+    };
+    let mut table: Vec<(String, Vec<String>)> = [
+        ("spiffe://cluster.local/ns/a/sa/b", ", without spiffe://"),
+        ("web", ""),
+        ("cluster.local/ns/a/sa", ""),
+        ("cluster.local/ns/A/sa/b", ""),
+        ("cluster.local/sa/b/ns/*", ""),
+        ("cluster.local/ns/*/sa/b", ""),
+        ("*/ns/a/*", ""),
+        ("cluster.local/ns//*", ""),
+        ("cluster.local/ns/a/sa/b/*", ""),
+        ("*/sb/web", ""),
+        ("**", ""),
+        ("", ""),
+    ]
+    .into_iter()
+    .map(|(text, suffix)| {
+        (
+            source(&format!("principals: [\"{text}\"]")),
+            bad_principal(text, suffix),
+        )
+    })
+    .collect();
+    let good = [
+        "*/sa/web",
+        "*a/web",
+        "cluster.local/n*",
+        "*/a/sa/web",
+        "cluster.local*",
+        "*",
+        "cluster.local/ns/a*",
+    ];
+    for text in good {
+        warnings(&source(&format!("principals: [\"{text}\"]")));
+    }
+    let of = |text: String, messages: &[&str]| {
+        (text, messages.iter().map(ToString::to_string).collect())
+    };
+    table.extend([
+        of(
+            source("namespaces: [A, \"a*b\"], notNamespaces: []"),
+            &[
+                "f:7:29: spec.rules[0].from[0].source.namespaces[0]: expected a namespace, with '*' at one end at most, or '*', got \"A\"",
+                "f:7:32: spec.rules[0].from[0].source.namespaces[1]: expected a namespace, with '*' at one end at most, or '*', got \"a*b\"",
+                "f:7:55: spec.rules[0].from[0].source.notNamespaces: expected at least one entry, got 0",
+            ],
+        ),
+        of(
+            source("serviceAccounts: [\"web*\", a/b/c]"),
+            &[
+                "f:7:34: spec.rules[0].from[0].source.serviceAccounts[0]: expected namespace/service-account, or service-account alone for one of the policy's namespace; without '*', got \"web*\"",
+                "f:7:42: spec.rules[0].from[0].source.serviceAccounts[1]: expected namespace/service-account, or service-account alone for one of the policy's namespace; without '*', got \"a/b/c\"",
+            ],
+        ),
+        of(
+            source("ipBlocks: [10.0.0.0/33, x]"),
+            &[
+                "f:7:27: spec.rules[0].from[0].source.ipBlocks[0]: expected a range such as 10.0.0.0/8 or fd00::/8, got \"10.0.0.0/33\"",
+                "f:7:40: spec.rules[0].from[0].source.ipBlocks[1]: expected a range such as 10.0.0.0/8 or fd00::/8, got \"x\"",
+            ],
+        ),
+        of(
+            source("notIpBlocks: [\"::ffff:10.0.0.0/104\"]"),
+            &["f:7:30: spec.rules[0].from[0].source.notIpBlocks[0]: expected an IPv4 range written as IPv4, got ::ffff:10.0.0.0/104"],
+        ),
+        of(
+            source(""),
+            &["f:7:7: spec.rules[0].from[0].source: the source names nothing: leave out from to match every source"],
+        ),
+        of(
+            source("requestPrincipals: [a], remoteIpBlocks: [10.0.0.1]"),
+            &[
+                "f:7:16: spec.rules[0].from[0].source.requestPrincipals: not yet supported: this version authorizes connections, not requests",
+                "f:7:40: spec.rules[0].from[0].source.remoteIpBlocks: not yet supported: this version authorizes connections, not requests",
+            ],
+        ),
+        of(
+            authorization("  rules:\n  - to:\n    - operation: {ports: [0, 65536, \"http\", \"0\", \"+80\"]}\n"),
+            &[
+                "f:7:27: spec.rules[0].to[0].operation.ports[0]: expected 1..=65535, got 0",
+                "f:7:30: spec.rules[0].to[0].operation.ports[1]: expected 1..=65535, got 65536",
+                "f:7:37: spec.rules[0].to[0].operation.ports[2]: expected a port, 1..=65535, got \"http\"",
+                "f:7:45: spec.rules[0].to[0].operation.ports[3]: expected a port, 1..=65535, got \"0\"",
+                "f:7:50: spec.rules[0].to[0].operation.ports[4]: expected a port, 1..=65535, got \"+80\"",
+            ],
+        ),
+        of(
+            authorization("  rules:\n  - to:\n    - operation: {methods: [GET], notMethods: [GET], paths: [/a], notPaths: [/a], hosts: [h], notHosts: [h]}\n    - operation: {}\n"),
+            &[
+                "f:7:19: spec.rules[0].to[0].operation.methods: not yet supported: this version authorizes connections, not requests",
+                "f:7:35: spec.rules[0].to[0].operation.notMethods: not yet supported: this version authorizes connections, not requests",
+                "f:7:54: spec.rules[0].to[0].operation.paths: not yet supported: this version authorizes connections, not requests",
+                "f:7:67: spec.rules[0].to[0].operation.notPaths: not yet supported: this version authorizes connections, not requests",
+                "f:7:83: spec.rules[0].to[0].operation.hosts: not yet supported: this version authorizes connections, not requests",
+                "f:7:95: spec.rules[0].to[0].operation.notHosts: not yet supported: this version authorizes connections, not requests",
+                "f:8:7: spec.rules[0].to[1].operation: the operation names nothing: leave out to to match every operation",
+            ],
+        ),
+        of(
+            authorization("  rules:\n  - when:\n    - {key: source.port, values: [\"1\"]}\n    - {key: \"request.headers[a]\", values: [b]}\n    - {key: source.ip}\n    - {key: destination.port, values: [\"http\"]}\n    - {key: source.principal, notValues: [web]}\n"),
+            &[
+                "f:7:13: spec.rules[0].when[0].key: expected one of source.principal, source.namespace, source.serviceAccount, source.ip, destination.ip, destination.port, got \"source.port\"",
+                "f:8:13: spec.rules[0].when[1].key: request.headers[a] is not yet supported: this version authorizes connections, not requests",
+                "f:9:7: spec.rules[0].when[2].values: required field is missing: a condition needs values or notValues",
+                "f:10:40: spec.rules[0].when[3].values[0]: expected a port, 1..=65535, got \"http\"",
+                &format!("f:11:43: spec.rules[0].when[4].notValues[0]: expected {PRINCIPAL}, got \"web\""),
+            ],
+        ),
+        of(
+            authorization("  action: AUDIT\n  targetRefs: []\n  rules:\n  - from: []\n  - form: []\n"),
+            &[
+                "f:5:11: spec.action: AUDIT is not supported: expected ALLOW or DENY",
+                "f:6:3: spec.targetRefs: not yet supported: a policy is for workloads, which spec.selector names",
+                "f:8:11: spec.rules[0].from: expected at least one entry, got 0",
+                "f:9:5: spec.rules[1].form: unknown field, did you mean from? expected one of from, to, when",
+            ],
+        ),
+        of(
+            authorization("  selector: {matchExpressions: [{key: a, operator: In}]}\n"),
+            &["f:5:33: spec.selector.matchExpressions[0].values: expected at least one value for In, got none"],
+        ),
+        of(
+            format!("{}---\n{}", authorization("  rules: []\n"), authorization("  rules: []\n")),
+            &["f:9:18: metadata.name: AuthorizationPolicy x/a is defined twice, first in AuthorizationPolicy x/a (f:3)"],
+        ),
+    ]);
+    let table: Vec<(String, Vec<&str>)> = table
+        .iter()
+        .map(|(text, e)| (text.clone(), e.iter().map(String::as_str).collect()))
+        .collect();
+    let table: Vec<(&str, &[&str])> = table
+        .iter()
+        .map(|(text, e)| (text.as_str(), e.as_slice()))
+        .collect();
+    check(&table);
+}
+
+#[test]
+fn trust_domains_and_modes() {
+    let mesh = |namespace: &str, spec: &str| {
+        format!(
+            "apiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: m, namespace: {namespace}}}\nspec:\n{spec}"
+        )
+    };
+    check_owned(&[
+        (
+            mesh(
+                "x",
+                "  trustDomain: a.example\n  trustDomainAliases: [b.example]\n",
+            ),
+            &[
+                "f:5:16: spec.trustDomain: there is one trust domain for the mesh: only the MeshPolicy of namespace mesh-system without a selector may set trustDomain",
+                "f:6:3: spec.trustDomainAliases: there is one trust domain for the mesh: only the MeshPolicy of namespace mesh-system without a selector may set trustDomainAliases",
+            ],
+        ),
+        (
+            mesh("mesh-system", "  selector: {}\n  trustDomain: a.example\n"),
+            &[
+                "f:6:16: spec.trustDomain: there is one trust domain for the mesh: only the MeshPolicy of namespace mesh-system without a selector may set trustDomain",
+            ],
+        ),
+        (
+            mesh("mesh-system", "  trustDomain: spiffe://a\n"),
+            &[
+                "f:5:16: spec.trustDomain: expected a trust domain: at most 255 lower-case letters, digits, '.', '-' and '_', beginning and ending with a letter or digit, without spiffe://, got \"spiffe://a\"",
+            ],
+        ),
+        (
+            mesh(
+                "mesh-system",
+                "  trustDomain: a\n  trustDomainAliases: [b, a, b]\n",
+            ),
+            &[
+                "f:6:27: spec.trustDomainAliases[1]: a is given twice",
+                "f:6:30: spec.trustDomainAliases[2]: b is given twice",
+            ],
+        ),
+        (
+            mesh("x", "  mtls: {portModes: {80: strict}}\n"),
+            &[
+                "f:5:10: spec.mtls.portModes: ports are those of certain workloads: a policy for all of a scope cannot have modes for them",
+            ],
+        ),
+        (
+            mesh("x", "  ca: {}\n"),
+            &[
+                "f:5:3: spec.ca: not yet supported: the certificate authority is an option of the agent",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn odd_but_legal_where_security_is_concerned() {
+    let web = "apiVersion: mesh.covet.dev/v1alpha1\nkind: Workload\nmetadata: {name: web, namespace: x, labels: {app: web, mesh.covet.dev/enabled: \"true\"}}\nspec: {addresses: [10.0.0.1], protocol: TCP}\n---\n";
+    let mesh = |spec: &str| {
+        format!(
+            "---\napiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: m, namespace: mesh-system}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let open = mesh("failPolicy: open");
+    let closed_by = |why: &str, line: u32| {
+        vec![format!(
+            "f:{line}:20: spec.failPolicy: open holds outbound only for Workload x/web: inbound stays closed while no agent runs, because of {why}"
+        )]
+    };
+    let allow = authorization("  rules: [{}]\n");
+    assert_eq!(
+        warnings(&format!("{web}{allow}{open}")),
+        closed_by("an AuthorizationPolicy", 15)
+    );
+    let dry_run = authorization("  dryRun: true\n");
+    assert_eq!(
+        warnings(&format!("{web}{dry_run}{open}")),
+        Vec::<String>::new()
+    );
+    let elsewhere = allow.replace("namespace: x", "namespace: y");
+    assert_eq!(
+        warnings(&format!("{web}{elsewhere}{open}")),
+        Vec::<String>::new()
+    );
+    let selected = authorization("  selector: {matchLabels: {app: web}}\n");
+    assert_eq!(
+        warnings(&format!("{web}{selected}{open}")),
+        closed_by("an AuthorizationPolicy", 15)
+    );
+    let strict = mesh("failPolicy: open, mtls: {mode: strict}");
+    let mut both = vec!["f:4:41: spec.protocol: others reach it plainly, and its mTLS mode is strict: it refuses the whole mesh".to_owned()];
+    both.extend(closed_by("mTLS mode strict", 10));
+    assert_eq!(warnings(&format!("{web}{strict}")), both);
+
+    assert_eq!(
+        warnings(&authorization("  action: DENY\n")),
+        [
+            "f:4:1: spec: a policy without rules matches nothing, so this DENY denies nobody: a rule {} would match everything"
+        ]
+    );
+    assert_eq!(
+        warnings(&authorization("  selector: {matchLabels: {app: nobody}}\n")),
+        ["f:5:3: spec.selector: the selector matches no workload of namespace x"]
+    );
+    let stranger = authorization(
+        "  rules: [{from: [{source: {principals: [other.example/ns/a/sa/b, cluster.local/*]}}]}]\n",
+    );
+    assert_eq!(
+        warnings(&stranger),
+        [
+            "f:5:42: spec.rules[0].from[0].source.principals[0]: nobody of trust domain other.example can connect: that of the mesh is cluster.local"
+        ]
+    );
+    let alias = mesh("trustDomain: m.example, trustDomainAliases: [other.example, cluster.local]");
+    assert_eq!(
+        warnings(&format!("{stranger}{alias}")),
+        Vec::<String>::new()
+    );
+}

@@ -35,7 +35,13 @@ fn resource() -> impl Strategy<Value = String> {
              spec: {{failPolicy: open, selector: {{matchLabels: {{app: a{app}}}}}}}\n"
         )
     });
-    prop_oneof![4 => workload, 2 => service, 1 => slice, 1 => policy]
+    let authorization = (0u8..2, 0u8..3).prop_map(|(name, app)| {
+        format!(
+            "apiVersion: mesh.covet.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: n{name}}}\n\
+             spec: {{selector: {{matchLabels: {{app: a{app}}}}}}}\n"
+        )
+    });
+    prop_oneof![4 => workload, 2 => service, 1 => slice, 1 => policy, 1 => authorization]
 }
 
 proptest! {
@@ -59,6 +65,10 @@ proptest! {
                     prop_assert_eq!(quick.config.resources(), full.config.resources());
                     prop_assert_eq!(quick.config.workloads, full.config.workloads);
                     prop_assert_eq!(quick.config.services, full.config.services);
+                    prop_assert_eq!(
+                        quick.config.authorization_policies,
+                        full.config.authorization_policies
+                    );
                     if quick.complete {
                         prop_assert_eq!(quick.warnings, full.warnings);
                     }
@@ -86,6 +96,7 @@ fn an_ordinary_edit_is_judged_by_itself() {
     for text in [
         workload(2, "10.0.0.1"),
         workload(2, "10.0.0.2"),
+        "apiVersion: mesh.covet.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec: {}\n".to_owned(),
         String::new(),
     ] {
         fs::write(&path, text).unwrap();

@@ -1,6 +1,6 @@
 //! Checks over all resources that concern identities, mTLS modes and authorization.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::{
     super::{
@@ -78,7 +78,7 @@ pub(super) fn effects(
                 &Problem::warning(Path::of("spec.protocol"), message),
             );
         }
-        let why = match (policy.any_strict(), guarded.contains(&position)) {
+        let why = match (policy.any_strict(), guarded[position]) {
             (true, _) => "mTLS mode strict",
             (false, true) => "an AuthorizationPolicy",
             (false, false) => continue,
@@ -131,15 +131,14 @@ fn narrowest_open(
         .map(|(position, _)| position)
 }
 
-/// Positions of the workloads that an AuthorizationPolicy in effect is for. Warns of selectors that match nothing and
-/// of trust domains that the mesh does not know.
+/// Of every workload, whether an AuthorizationPolicy in effect is for it. Warns of selectors that match nothing.
 fn guarded(
     policies: &Of<'_, AuthorizationPolicy>,
     workloads: &Of<'_, Workload>,
     index: &LabelIndex<'_>,
     root: &str,
     findings: &mut Findings,
-) -> HashSet<usize> {
+) -> Vec<bool> {
     let mut namespaces: HashMap<&str, Vec<usize>> = HashMap::new();
     for (position, workload) in workloads.objects.iter().enumerate() {
         namespaces
@@ -147,38 +146,27 @@ fn guarded(
             .or_default()
             .push(position);
     }
-    let mut guarded = HashSet::new();
+    let mut guarded = vec![false; workloads.objects.len()];
     for (policy, placed) in policies.iter() {
         let own = &*policy.name.namespace;
         let scope: Vec<&str> = match own == root {
             true => namespaces.keys().copied().collect(),
             false => vec![own],
         };
-        let mut found = false;
+        let mut found = policy.spec.selector.is_none();
         for namespace in scope {
             let all = namespaces.get(namespace).map_or(&[][..], Vec::as_slice);
-            match &policy.spec.selector {
-                None if policy.spec.dry_run => found = true,
-                None => {
-                    found = true;
-                    guarded.extend(all);
+            // Thousands of workloads that many policies select are not worth looking at more than once.
+            let nothing_new = policy.spec.dry_run || all.iter().all(|position| guarded[*position]);
+            if found && nothing_new {
+                continue;
+            }
+            for position in selected(policy, namespace, all, workloads, index) {
+                found = true;
+                if nothing_new {
+                    break;
                 }
-                Some(selector) => {
-                    let by_label: Vec<usize> = match selector.match_labels.is_empty() {
-                        true => all.to_vec(),
-                        false => index
-                            .matching(namespace, &selector.match_labels.0)
-                            .collect(),
-                    };
-                    for position in by_label {
-                        if selector.matches(&workloads.objects[position].metadata.labels.0) {
-                            found = true;
-                            if !policy.spec.dry_run {
-                                guarded.insert(position);
-                            }
-                        }
-                    }
-                }
+                guarded[position] = true;
             }
         }
         if !found {
@@ -194,6 +182,32 @@ fn guarded(
         }
     }
     guarded
+}
+
+/// Which of `all` workloads of a namespace a policy selects.
+fn selected<'s>(
+    policy: &'s AuthorizationPolicy,
+    namespace: &'s str,
+    all: &'s [usize],
+    workloads: &'s Of<'_, Workload>,
+    index: &'s LabelIndex<'_>,
+) -> Box<dyn Iterator<Item = usize> + 's> {
+    let all = all.iter().copied();
+    match &policy.spec.selector {
+        None => Box::new(all),
+        Some(selector) if !selector.match_labels.is_empty() => {
+            let by_label = index.matching(namespace, &selector.match_labels.0);
+            Box::new(by_label.filter(|position| {
+                selector.match_expressions.is_empty()
+                    || selector.matches(&workloads.objects[*position].metadata.labels.0)
+            }))
+        }
+        Some(selector) => {
+            Box::new(all.filter(|position| {
+                selector.matches(&workloads.objects[*position].metadata.labels.0)
+            }))
+        }
+    }
 }
 
 /// A principal of a trust domain that the mesh does not accept never connects: probably a slip.

@@ -93,7 +93,7 @@ impl Clauses {
             let length = STRETCH.min(words - first);
             let matching = &mut matching[..length];
             matching.fill(u64::MAX);
-            if first + length == words && self.of.len() % 64 != 0 {
+            if first + length == words && !self.of.len().is_multiple_of(64) {
                 matching[length - 1] = (1 << (self.of.len() % 64)) - 1;
             }
             for slot in &self.slots {

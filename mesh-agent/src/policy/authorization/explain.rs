@@ -147,7 +147,7 @@ impl Look<'_> {
             "principal",
             patterns,
             positive,
-            SpiffeId::principal,
+            |source| source.principal().to_owned(),
             matches,
         )
     }
@@ -166,7 +166,7 @@ impl Look<'_> {
             "namespace",
             patterns,
             positive,
-            SpiffeId::namespace,
+            |source| source.namespace().to_owned(),
             matches,
         )
     }
@@ -181,7 +181,7 @@ impl Look<'_> {
             "service account",
             accounts,
             positive,
-            SpiffeId::principal,
+            |source| format!("{}/{}", source.namespace(), source.service_account()),
             matches,
         )
     }
@@ -192,7 +192,7 @@ impl Look<'_> {
         what: &str,
         list: &[String],
         positive: bool,
-        show: impl Fn(&SpiffeId) -> &str,
+        show: impl Fn(&SpiffeId) -> String,
         matches: impl Fn(&str, &SpiffeId) -> bool,
     ) -> Outcome {
         if list.is_empty() {
@@ -201,15 +201,15 @@ impl Look<'_> {
         match self.facts.source {
             None if positive => Err(format!(
                 "the client has no identity (it came without a tunnel), and {what} {} needs one",
-                few(list, ", ", "more")
+                few(list, " or ", "")
             )),
             None => Ok(vec![format!(
                 "no identity, so not {what} {}",
-                few(list, ", ", "more")
+                few(list, " or ", "")
             )]),
             Some(source) => {
                 let hit = list.iter().find(|entry| matches(entry, source));
-                verdict(what, show(source), list, hit, positive)
+                verdict(what, &show(source), list, hit, positive)
             }
         }
     }
@@ -247,7 +247,7 @@ fn verdict<T: ToString>(
     if list.is_empty() {
         return Ok(Vec::new());
     }
-    let listed = few(list, ", ", "more");
+    let listed = few(list, ", ", "");
     match (hit.map(ToString::to_string), positive) {
         (Some(entry), true) if entry == value => Ok(vec![format!("{what} {value}")]),
         (Some(entry), true) => Ok(vec![format!("{what} {value} ({entry})")]),
@@ -273,19 +273,19 @@ fn one_of(alternatives: impl ExactSizeIterator<Item = Outcome>, what: &str) -> O
     }
 }
 
+/// The first few of a list, and how many more there are.
 fn few<T: ToString>(list: &[T], between: &str, what: &str) -> String {
-    let mut text = list
-        .iter()
-        .take(NAMED)
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(between);
-    if list.len() > NAMED {
-        let more = list.len() - NAMED;
-        let what = if what == "more" { "" } else { what };
-        text = format!("{text}{between}{more} more {what}")
+    let named: Vec<String> = list.iter().take(NAMED).map(ToString::to_string).collect();
+    let text = named.join(between);
+    let last = match between {
+        "; " => "; and ",
+        ", and " => ", and ",
+        _ => " and ",
+    };
+    match list.len().saturating_sub(NAMED) {
+        0 => text,
+        more => format!("{text}{last}{more} more {what}")
             .trim_end()
-            .to_owned();
+            .to_owned(),
     }
-    text
 }

@@ -8,6 +8,7 @@ mod idle;
 mod options;
 mod ping;
 mod probe;
+mod received;
 mod serve;
 mod stream;
 

@@ -1,5 +1,5 @@
 //! The server: one thread with epoll. Ports of `echo=` send back what they get, of `sink=` read and forget, of
-//! `greet=` send their own number.
+//! `greet=` send their own number. What the sinks read is counted in the file `received=`.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -12,7 +12,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-use crate::options::Options;
+use crate::{options::Options, received::Counter};
 
 #[derive(Clone, Copy)]
 enum Role {
@@ -31,6 +31,7 @@ struct Server {
     connections: Vec<Option<(TcpStream, Role)>>,
     free: Vec<usize>,
     buffer: Vec<u8>,
+    received: Counter,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -60,6 +61,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         connections: Vec::new(),
         free: Vec::new(),
         buffer: vec![0; 256 << 10],
+        received: Counter::create(options)?,
     };
     let mut events = Vec::with_capacity(256);
     loop {
@@ -142,7 +144,10 @@ impl Server {
                 let echoed = self.buffer.get(..n).map(|bytes| stream.write_all(bytes));
                 !matches!(echoed, Some(Ok(())))
             }
-            (Ok(_), _) => false,
+            (Ok(n), _) => {
+                self.received.add(n as u64);
+                false
+            }
             (Err(error), _) => error.kind() != ErrorKind::WouldBlock,
         };
         if ended && let Some(place) = self.connections.get_mut(slot) {

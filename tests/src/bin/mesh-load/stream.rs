@@ -1,9 +1,10 @@
-//! One-way streams: what `connections` connections together carry to the server.
+//! One-way streams: what of `connections` connections together arrives at the server, which counts in the file
+//! `received=`.
 
 use std::{
     io::Write,
-    net::TcpStream,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    net::{Shutdown, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Instant,
 };
@@ -11,7 +12,10 @@ use std::{
 use anyhow::Result;
 use serde_json::json;
 
-use crate::{cpu::Cpu, options::Options};
+use crate::{cpu::Cpu, options::Options, received::Received};
+
+/// What arrives of each connection before it is measured.
+const FIRST: u64 = 2 << 20;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let connections: usize = options.get("connections", 1)?;
@@ -20,42 +24,60 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let streams = (0..connections)
         .map(|_| TcpStream::connect(to))
         .collect::<Result<Vec<_>, _>>()?;
-    let (sent, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let mut figures = None;
-    thread::scope(|scope| -> Result<()> {
+    let received = Received::open(options)?;
+    let stop = AtomicBool::new(false);
+    let ends = streams
+        .iter()
+        .map(TcpStream::try_clone)
+        .collect::<Result<Vec<_>, _>>()?;
+    let (bytes, seconds, (proxy, system)) = thread::scope(|scope| {
         for mut stream in streams {
-            let (sent, stop) = (&sent, &stop);
+            let stop = &stop;
             scope.spawn(move || {
                 let block = vec![0x5a; size];
                 while !stop.load(Ordering::Relaxed) {
-                    match stream.write(&block) {
-                        Ok(n) => sent.fetch_add(n as u64, Ordering::Relaxed),
-                        Err(error) => {
-                            eprintln!("mesh-load: stream: {error}");
-                            return;
-                        }
-                    };
+                    if let Err(error) = stream.write_all(&block) {
+                        eprintln!("mesh-load: stream: {error}");
+                        return;
+                    }
                 }
             });
         }
-        thread::sleep(options.warm_up()?);
-        let cpu = Cpu::now(options)?;
-        let (start, before) = (Instant::now(), sent.load(Ordering::Relaxed));
-        thread::sleep(options.measured()?);
-        let bytes = sent.load(Ordering::Relaxed) - before;
-        let seconds = start.elapsed().as_secs_f64();
-        figures = Some((bytes, seconds, cpu.since()));
+        let measured = measure(options, &received, connections);
         stop.store(true, Ordering::Relaxed);
-        Ok(())
+        if measured.is_err() {
+            // Whoever writes to somebody that does not read would be waited for without end.
+            for end in &ends {
+                let _ = end.shutdown(Shutdown::Both);
+            }
+        }
+        measured
     })?;
-    if let Some((bytes, seconds, (proxy, system))) = figures {
-        println!(
-            "{}",
-            json!({
-                "gbps": bytes as f64 * 8.0 / seconds / 1e9,
-                "units": bytes as f64 / f64::from(1 << 30), "cpu_s": proxy, "system_s": system,
-            })
-        );
-    }
+    drop(ends);
+    received.settle()?;
+    println!(
+        "{}",
+        json!({
+            "gbps": bytes as f64 * 8.0 / seconds / 1e9,
+            "units": bytes as f64 / f64::from(1 << 30), "cpu_s": proxy, "system_s": system,
+        })
+    );
     Ok(())
+}
+
+/// Bytes that arrived, seconds that it took, and the CPU time that it cost.
+fn measure(
+    options: &Options,
+    received: &Received,
+    connections: usize,
+) -> Result<(u64, f64, (f64, f64))> {
+    let before = received.bytes()?;
+    thread::sleep(options.warm_up()?);
+    // First the buffers fill, and a server on the same CPU as many clients hardly runs.
+    received.reach(before + connections as u64 * FIRST)?;
+    let cpu = Cpu::now(options)?;
+    let (start, before) = (Instant::now(), received.bytes()?);
+    thread::sleep(options.measured()?);
+    let bytes = received.bytes()? - before;
+    Ok((bytes, start.elapsed().as_secs_f64(), cpu.since()))
 }

@@ -12,12 +12,12 @@ use crate::bench::process::pinned;
 use crate::bench::proxies::{AgentRun, Proxies, Subject, configs, subject, version};
 
 const ALL: [Subject; 5] = [
-    subject("direct", "direct", SERVER, 0),
-    subject("mesh", "mesh", VIP, 0),
+    subject("direct", ("direct", "server"), SERVER, 0),
+    subject("mesh", ("mesh", "server"), VIP, 0),
     // Client and server captured: two passes through the agent.
-    subject("mesh-both", "mesh", VIP_BOTH, 0),
-    subject("haproxy", "haproxy", "10.99.0.13", 10_000),
-    subject("envoy", "envoy", "10.99.0.14", 20_000),
+    subject("mesh-both", ("mesh", "meshserver"), VIP_BOTH, 0),
+    subject("haproxy", ("haproxy", "server"), "10.99.0.13", 10_000),
+    subject("envoy", ("envoy", "server"), "10.99.0.14", 20_000),
 ];
 
 /// Whether an agent is among those that are wanted.

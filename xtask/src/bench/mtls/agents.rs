@@ -20,7 +20,7 @@ metadata:
   name: mesh
   namespace: mesh-system
 spec:
-  mtls: {mode: Strict}
+  mtls: {mode: strict}
 ";
 
 pub(super) struct Agents {

@@ -19,12 +19,22 @@ use agents::{Agents, VIP};
 use pods::{ColdPod, DIRECT_SERVER, SERVER_PODS};
 
 const ALL: [Subject; 4] = [
-    subject("direct", "direct", DIRECT_SERVER, 0),
-    subject("mesh", "mesh", VIP, 0),
+    subject("direct", ("direct", "direct-server"), DIRECT_SERVER, 0),
+    subject("mesh", ("mesh", "mesh-server"), VIP, 0),
     // Each connection in a TLS connection of its own.
-    subject("envoy-mtls", "envoy-mtls", "10.98.1.13", 20_000),
+    subject(
+        "envoy-mtls",
+        ("envoy-mtls", "envoy-mtls-server"),
+        "10.98.1.13",
+        20_000,
+    ),
     // Each connection a stream of HTTP/2.
-    subject("envoy-connect", "envoy-connect", "10.98.1.14", 20_000),
+    subject(
+        "envoy-connect",
+        ("envoy-connect", "envoy-connect-server"),
+        "10.98.1.14",
+        20_000,
+    ),
 ];
 
 const COLUMNS: Columns = Columns {

@@ -1,0 +1,155 @@
+//! The definition of authorization, word by word and without regard for speed. It shares nothing with what it tests
+//! but the types of the resource.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+
+use super::{Facts, Policy, ROOT, Trust};
+use crate::api::{Action, Condition, Operation, Rule, Source};
+
+pub(super) struct Naive<'a> {
+    pub(super) facts: &'a Facts<'a>,
+    pub(super) trust: &'a Trust,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    AllowedByDefault,
+    Allowed,
+    DeniedByDefault,
+    Denied,
+}
+
+/// Its namespace is the destination's or the root namespace, and its selector is absent or matches.
+pub(super) fn applies(policy: &Policy, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+    let here = &*policy.name.namespace == namespace || &*policy.name.namespace == ROOT;
+    let selector = policy.spec.selector.as_ref();
+    here && selector.is_none_or(|selector| selector.matches(labels))
+}
+
+impl Naive<'_> {
+    /// `in_effect` are policies that apply.
+    pub(super) fn decide(&self, in_effect: &[&Policy]) -> Outcome {
+        let of = |action| in_effect.iter().filter(move |p| p.spec.action == action);
+        if of(Action::Deny).any(|p| self.policy(p)) {
+            Outcome::Denied
+        } else if of(Action::Allow).count() == 0 {
+            Outcome::AllowedByDefault
+        } else if of(Action::Allow).any(|p| self.policy(p)) {
+            Outcome::Allowed
+        } else {
+            Outcome::DeniedByDefault
+        }
+    }
+
+    pub(super) fn policy(&self, policy: &Policy) -> bool {
+        let namespace = &*policy.name.namespace;
+        policy
+            .spec
+            .rules
+            .iter()
+            .any(|rule| self.rule(rule, namespace))
+    }
+
+    fn rule(&self, rule: &Rule, namespace: &str) -> bool {
+        (rule.from.is_empty()
+            || rule
+                .from
+                .iter()
+                .any(|from| self.source(&from.source, namespace)))
+            && (rule.to.is_empty() || rule.to.iter().any(|to| self.operation(&to.operation)))
+            && rule.when.iter().all(|when| self.condition(when, namespace))
+    }
+
+    fn source(&self, source: &Source, namespace: &str) -> bool {
+        let ranges = |list: &[crate::api::Cidr]| list.iter().map(|c| c.0).collect::<Vec<_>>();
+        both(&source.principals, &source.not_principals, |p| {
+            self.principal(p)
+        }) && both(&source.namespaces, &source.not_namespaces, |n| {
+            self.namespace(n)
+        }) && both(
+            &source.service_accounts,
+            &source.not_service_accounts,
+            |a| self.account(a, namespace),
+        ) && both(
+            &ranges(&source.ip_blocks),
+            &ranges(&source.not_ip_blocks),
+            |net| within(self.facts.source_ip, net),
+        )
+    }
+
+    fn operation(&self, operation: &Operation) -> bool {
+        both(&operation.ports, &operation.not_ports, |port| {
+            port.0 == self.facts.destination_port
+        })
+    }
+
+    fn condition(&self, when: &Condition, namespace: &str) -> bool {
+        both(&when.values, &when.not_values, |value| match &*when.key {
+            "source.principal" => self.principal(value),
+            "source.namespace" => self.namespace(value),
+            "source.serviceAccount" => self.account(value, namespace),
+            "source.ip" => within(self.facts.source_ip, &net(value)),
+            "destination.ip" => within(self.facts.destination_ip, &net(value)),
+            "destination.port" => *value == self.facts.destination_port.to_string(),
+            other => panic!("{other}"),
+        })
+    }
+
+    /// The pattern as written, and with each of the mesh's trust domains if it begins with one of them and a slash.
+    fn principal(&self, pattern: &str) -> bool {
+        let Some(source) = self.facts.source else {
+            return false;
+        };
+        let domains = || std::iter::once(&self.trust.domain).chain(&self.trust.aliases);
+        let mut patterns = vec![pattern.to_owned()];
+        for domain in domains() {
+            if let Some(rest) = pattern.strip_prefix(&format!("{domain}/")) {
+                patterns.extend(domains().map(|other| format!("{other}/{rest}")));
+            }
+        }
+        patterns
+            .iter()
+            .any(|pattern| like(pattern, source.principal()))
+    }
+
+    fn namespace(&self, pattern: &str) -> bool {
+        self.facts
+            .source
+            .is_some_and(|source| like(pattern, source.namespace()))
+    }
+
+    fn account(&self, account: &str, namespace: &str) -> bool {
+        self.facts.source.is_some_and(|source| {
+            let own = format!("{}/{}", source.namespace(), source.service_account());
+            own == account || own == format!("{namespace}/{account}")
+        })
+    }
+}
+
+/// One of the first list unless it is absent, and none of the second.
+fn both<T>(positive: &[T], negative: &[T], matches: impl Fn(&T) -> bool) -> bool {
+    (positive.is_empty() || positive.iter().any(&matches)) && !negative.iter().any(&matches)
+}
+
+fn like(pattern: &str, text: &str) -> bool {
+    match (pattern.strip_suffix('*'), pattern.strip_prefix('*')) {
+        (Some(prefix), _) => text.starts_with(prefix),
+        (None, Some(suffix)) => text.ends_with(suffix),
+        (None, None) => text == pattern,
+    }
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse()
+        .unwrap_or_else(|_| IpNet::from(text.parse::<IpAddr>().unwrap()))
+}
+
+fn within(ip: IpAddr, net: &IpNet) -> bool {
+    let ip = match ip {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(ip, IpAddr::V4),
+        IpAddr::V4(_) => ip,
+    };
+    net.contains(&ip)
+}
