@@ -315,6 +315,10 @@ impl Back {
                     return Ok(Turn::Finished);
                 }
                 debug_assert!(waits);
+                if self.queue.capacity() > 8 {
+                    // An idle connection is to be small.
+                    self.queue = VecDeque::new();
+                }
                 return Ok(Turn::Starved);
             }
             if left == 0 {

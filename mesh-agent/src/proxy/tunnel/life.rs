@@ -3,7 +3,6 @@
 use std::{
     future::poll_fn,
     pin::pin,
-    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -11,7 +10,7 @@ use h2::{Ping, PingPong};
 use rustls_pki_types::CertificateDer;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Credentials, TunnelOptions, io::Outgoing};
+use super::{Credentials, TunnelOptions, io::Outgoing, link::all_streams};
 use crate::identity::{PeerRefused, Role, Standing};
 
 /// Receive window of a tunnel as a whole. It is only a permission: what a stream may hold back is bounded by its own
@@ -31,26 +30,6 @@ const LEAST_WINDOW: u32 = 64 << 10;
 /// What the streams of all tunnels of the process share.
 const WHOLE_PROCESS: usize = 256 << 20;
 
-/// Streams of the whole process.
-static STREAMS: AtomicUsize = AtomicUsize::new(0);
-
-/// Counts one stream for as long as it lives.
-#[derive(Debug)]
-pub(super) struct Counted(());
-
-impl Counted {
-    pub(super) fn new() -> Self {
-        STREAMS.fetch_add(1, Ordering::Relaxed);
-        Self(())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        STREAMS.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Window of each stream, for so many of them on the tunnel and so many in the process.
 fn window_of(streams: usize, all: usize) -> u32 {
     let own = ALL_STREAMS / streams.next_power_of_two().min(1 << 20) as u32;
@@ -66,7 +45,7 @@ pub(super) struct Windows {
 
 impl Windows {
     pub(super) fn initial() -> u32 {
-        window_of(1, STREAMS.load(Ordering::Relaxed))
+        window_of(1, all_streams())
     }
 
     pub(super) fn new(announced: u32) -> Self {
@@ -80,7 +59,7 @@ impl Windows {
         streams: usize,
         set: impl FnOnce(u32) -> Result<(), h2::Error>,
     ) {
-        let window = window_of(streams, STREAMS.load(Ordering::Relaxed));
+        let window = window_of(streams, all_streams());
         // Down at once; up only when it is worth it, not with each stream that comes and goes.
         let wanted = window < self.announced || window / 4 >= self.announced;
         if wanted && set(window).is_ok() {

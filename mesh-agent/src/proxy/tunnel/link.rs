@@ -12,6 +12,13 @@ use tokio::sync::Notify;
 
 use crate::telemetry::Reason;
 
+/// Streams of the whole process.
+static ALL: AtomicUsize = AtomicUsize::new(0);
+
+pub(super) fn all_streams() -> usize {
+    ALL.load(Ordering::Relaxed)
+}
+
 /// Shared by a tunnel's driver and its streams.
 #[derive(Debug, Default)]
 pub(super) struct Link {
@@ -26,11 +33,13 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn add_stream(&self) -> usize {
         self.opened.fetch_add(1, Ordering::Relaxed);
+        ALL.fetch_add(1, Ordering::Relaxed);
         self.streams.fetch_add(1, Ordering::AcqRel) + 1
     }
 
     pub(super) fn remove_stream(&self) {
         self.streams.fetch_sub(1, Ordering::AcqRel);
+        ALL.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(super) fn streams(&self) -> usize {

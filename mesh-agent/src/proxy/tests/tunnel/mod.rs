@@ -1,8 +1,10 @@
 //! Tunnels over loopback: the kit. Two proxies of ours, or one of ours and a peer made of h2 and rustls alone.
 
 mod carrying;
+mod foreign;
 mod pki;
 mod pooling;
+mod speed;
 
 use mesh_common::Direction;
 
