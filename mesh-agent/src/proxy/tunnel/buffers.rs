@@ -26,7 +26,7 @@ pub(super) static INCOMING: Pool = Pool::new(128 * 1024 + MAX_RECORD, 16);
 pub(super) static OUTGOING: Pool = Pool::new(12 * (MAX_PLAIN + OVERHEAD) + 1024, 16);
 
 /// Bytes of a chunk.
-pub(super) const CHUNK: usize = 128 * 1024;
+pub(super) const CHUNK: usize = 64 * 1024;
 
 impl Pool {
     const fn new(size: usize, keep: usize) -> Self {

@@ -1,10 +1,6 @@
 //! What keeps and ends a tunnel, at either side: windows by the number of streams, PING, trust.
 
-use std::{
-    future::poll_fn,
-    pin::pin,
-    time::Duration,
-};
+use std::{future::poll_fn, pin::pin, time::Duration};
 
 use h2::{Ping, PingPong};
 use rustls_pki_types::CertificateDer;
