@@ -25,14 +25,14 @@ use tokio::{
 use super::{
     Credentials, TunnelOptions, TunnelRequest, TunnelStream, credentials,
     handshake::connect,
-    headers::{Baggage, Forwarded, TraceParent},
+    headers::{Forwarded, TraceParent},
     io::{Outgoing, TlsIo},
     life::{self, Windows},
     link::{Idle, Link, Links},
     stream::Stream,
 };
 use crate::{
-    identity::{PeerIdentity, Role},
+    identity::Role,
     model::SpiffeId,
     proxy::{connect as plain, socket::Keepalive},
     telemetry::{self, Reason, Telemetry},
@@ -49,7 +49,6 @@ pub(super) struct Made {
 pub(super) struct Client {
     requests: SendRequest<Bytes>,
     pub(super) link: Arc<Link>,
-    peer: Arc<PeerIdentity>,
     probe: Weak<TcpStream>,
     max_streams: usize,
 }
@@ -164,14 +163,13 @@ impl Maker<'_> {
         }
         self.telemetry
             .handshake_done(telemetry::Role::Client, begin.elapsed());
-        self.http(io, chain, found, peer).await
+        self.http(io, chain, peer).await
     }
 
     async fn http(
         &self,
         io: TlsIo,
         chain: Vec<CertificateDer<'static>>,
-        found: PeerIdentity,
         peer: SocketAddr,
     ) -> Result<Made, Reason> {
         let options = self.options;
@@ -197,7 +195,6 @@ impl Maker<'_> {
             client: Client {
                 requests,
                 link: Arc::clone(&link),
-                peer: Arc::new(found),
                 probe,
                 max_streams: options.max_streams,
             },
@@ -368,16 +365,11 @@ impl Slot {
                 return Err(Failed::Reason(Reason::TunnelProtocol));
             }
         }
-        let baggage = head.headers.get("baggage");
         // The stream gives the place back.
         self.held = false;
         Ok(TunnelStream {
             stream: Stream::new(send, recv, Arc::clone(&self.client.link)),
             probe: self.client.probe.clone(),
-            peer: Arc::clone(&self.client.peer),
-            baggage: baggage
-                .map(|b| Baggage::parse(b.as_bytes()))
-                .unwrap_or_default(),
         })
     }
 

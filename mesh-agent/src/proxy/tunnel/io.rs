@@ -228,7 +228,7 @@ impl TlsIo {
             match (kind, payload) {
                 (NEW_SESSION_TICKET, ticket) => match &mut state.kernel {
                     Kernel::Client(kernel) => {
-                        kernel.handle_new_session_ticket(ticket).map_err(tls)?
+                        kernel.handle_new_session_ticket(ticket).map_err(tls)?;
                     }
                     Kernel::Server(_) => return Err(broken("a session ticket from a client")),
                 },
@@ -432,10 +432,12 @@ impl Outgoing {
         }
         // Full.
         ready!(self.poll_send(cx, &mut state))?;
-        for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
-            return Poll::Ready(state.put(piece).map_err(record));
-        }
-        Poll::Ready(Ok(0))
+        let first = pieces.iter().find(|piece| !piece.is_empty());
+        Poll::Ready(
+            first
+                .map_or(Ok(0), |piece| state.put(piece))
+                .map_err(record),
+        )
     }
 
     /// Sends everything.

@@ -20,11 +20,7 @@ mod server;
 mod stream;
 mod watch;
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Weak, time::Duration};
 
 use rustix::io::Errno;
 use tokio::{net::TcpStream, time::Instant};
@@ -32,7 +28,6 @@ use tokio::{net::TcpStream, time::Instant};
 pub use self::credentials::{Credentials, NoCredentials, Tls};
 use self::{
     carry::{End, Moved, carry},
-    headers::Baggage,
     stream::{Gone, Stream},
 };
 pub(super) use self::{
@@ -40,7 +35,7 @@ pub(super) use self::{
     server::{Incoming, serve},
 };
 use super::{Shared, served::Report, socket::Leg};
-use crate::{identity::PeerIdentity, model::SpiffeId, telemetry::Reason};
+use crate::{model::SpiffeId, telemetry::Reason};
 
 /// How tunnels work; the defaults suit a node.
 #[derive(Clone, Copy, Debug)]
@@ -95,9 +90,6 @@ pub(super) struct TunnelRequest {
 pub(super) struct TunnelStream {
     stream: Stream,
     probe: Weak<TcpStream>,
-    pub(super) peer: Arc<PeerIdentity>,
-    /// What the other agent says of the application.
-    pub(super) baggage: Baggage,
 }
 
 /// Carries a captured connection to its end, closes both sides accordingly and reports it.

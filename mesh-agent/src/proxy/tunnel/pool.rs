@@ -278,6 +278,7 @@ impl Tunnels {
     }
 
     /// Tunnels that stand, and the streams on them.
+    #[cfg(test)]
     pub(crate) fn count(&self) -> (usize, usize) {
         let pods: Vec<_> = self.lock().values().cloned().collect();
         let mut count = (0, 0);

@@ -24,7 +24,7 @@ use tokio::{
 use super::{
     TunnelOptions, TunnelStream, credentials,
     handshake::accept,
-    headers::{Baggage, client_of, parse_authority},
+    headers::{Baggage, TraceParent, client_of, parse_authority},
     io::{Outgoing, TlsIo},
     life::{self, Windows},
     link::{Idle, Link},
@@ -282,6 +282,13 @@ impl Driver {
 
 /// Makes a stream a connection of the workload.
 fn take(shared: &Arc<Shared>, served: &Arc<Served>, incoming: Incoming) {
+    // What the peer says of the source and of the trace is for whoever searches both agents' logs, and for nothing else.
+    tracing::debug!(
+        workload = %served.pod.name(), client = %incoming.peer.address, authority = %incoming.authority,
+        trace = ?incoming.header("traceparent").and_then(TraceParent::parse).map(TraceParent::format),
+        source = ?incoming.header("baggage").map(Baggage::parse),
+        "a connection on a tunnel"
+    );
     if !shared.limits.admit(&served.share) {
         let peer = incoming.peer.address;
         let meta = meta(
@@ -355,18 +362,13 @@ impl Incoming {
         })
     }
 
-    /// The client that the application is to see.
-    pub(in crate::proxy) fn client(&self) -> SocketAddr {
-        let forwarded = self.headers.get(FORWARDED);
-        client_of(self.peer.address, forwarded.map(|v| v.as_bytes()))
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.get(name).map(|value| value.as_bytes())
     }
 
-    /// What the peer says of the source, for telemetry alone.
-    pub(in crate::proxy) fn baggage(&self) -> Baggage {
-        let baggage = self.headers.get("baggage");
-        baggage
-            .map(|b| Baggage::parse(b.as_bytes()))
-            .unwrap_or_default()
+    /// The client that the application is to see.
+    pub(in crate::proxy) fn client(&self) -> SocketAddr {
+        client_of(self.peer.address, self.header(FORWARDED.as_str()))
     }
 
     /// Resolves when the peer has given the connection up.
@@ -400,8 +402,6 @@ impl Incoming {
         Some(TunnelStream {
             stream: Stream::new(send, recv, Arc::clone(&self.link)),
             probe: Weak::new(),
-            peer: Arc::clone(&self.peer.identity),
-            baggage: self.baggage(),
         })
     }
 }
