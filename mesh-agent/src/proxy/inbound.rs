@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
     sync::Arc,
+    time::Duration,
 };
 
 use http::StatusCode;
@@ -12,7 +13,7 @@ use mesh_common::Direction;
 use rustix::{io::Errno, net::sockopt::socket_cookie};
 use tokio::{
     io::Interest,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -236,6 +237,33 @@ pub(super) async fn to_application(
     })
 }
 
+/// A connection inside a pod that was not answered within this is looked at again.
+const SILENCE: Duration = Duration::from_millis(30);
+
+/// The kernel refuses a closed port of a pod's IPv6 address with an RST, but not to ::1: there the SYN is lost without a
+/// word (Linux 6.18; 127.0.0.1 is answered). So one from the pod's own address asks as well.
+///
+/// # Errors
+/// Nothing listens there.
+async fn refused_in_silence(
+    served: &Served,
+    shared: &Shared,
+    application: SocketAddr,
+) -> io::Result<()> {
+    if application.is_ipv4() {
+        return Ok(());
+    }
+    let socket = served.pod.socket(true).await?;
+    let probe = timeout(
+        SILENCE,
+        connect::connect(socket, &shared.options, application),
+    );
+    match probe.await {
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(error),
+        _ => Ok(()),
+    }
+}
+
 async fn dial(
     shared: &Shared,
     served: &Served,
@@ -254,7 +282,17 @@ async fn dial(
     socket.bind(&SocketAddr::new(source, 0).into())?;
     served.pod.set_client(socket.as_fd(), peer)?;
     report.set_agent_cookie(socket_cookie(&socket)?);
-    let leg = connect::connect(socket, &shared.options, application).await?;
+    let leg = {
+        let connecting = connect::connect(socket, &shared.options, application);
+        tokio::pin!(connecting);
+        match timeout(SILENCE, &mut connecting).await {
+            Ok(connected) => connected?,
+            Err(_) => {
+                refused_in_silence(served, shared, application).await?;
+                connecting.await?
+            }
+        }
+    };
     if served.pod.client_lost(leg.as_fd())? {
         return Err(Errno::PERM.into());
     }
