@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicU8, Ordering},
     },
     task::Poll,
+    time::SystemTime,
 };
 
 use bytes::Bytes;
@@ -58,6 +59,8 @@ pub(super) struct Driver {
     connection: Connection<TlsIo, Bytes>,
     outgoing: Arc<Outgoing>,
     chain: Vec<CertificateDer<'static>>,
+    /// When the first certificate does.
+    ends: SystemTime,
     link: Arc<Link>,
     windows: Windows,
 }
@@ -71,6 +74,7 @@ impl Stage {
         let stage = match reason {
             Reason::TlsFailed => 1,
             Reason::TunnelProtocol => 2,
+            Reason::NoCertificate => 3,
             _ => 0,
         };
         self.0.store(stage, Ordering::Relaxed);
@@ -81,7 +85,8 @@ impl Stage {
         match self.0.load(Ordering::Relaxed) {
             0 => Reason::TunnelUnreachable,
             1 => Reason::TlsFailed,
-            _ => Reason::TunnelProtocol,
+            2 => Reason::TunnelProtocol,
+            _ => Reason::NoCertificate,
         }
     }
 }
@@ -129,7 +134,10 @@ impl Maker<'_> {
         deadline: Instant,
     ) -> Result<Made, Reason> {
         let peer = target.peer;
+        // Waiting for the first certificate may take all the time there is.
+        self.stage.set(Reason::NoCertificate);
         let tls = self.credentials.tls(&target.source, deadline).await?;
+        self.stage.set(Reason::TunnelUnreachable);
         let stream = dial(socket, peer, self.keepalive).await.map_err(|error| {
             tracing::debug!(%peer, %error, "cannot reach the tunnel port");
             match plain::reason(&error) {
@@ -163,13 +171,15 @@ impl Maker<'_> {
         }
         self.telemetry
             .handshake_done(telemetry::Role::Client, begin.elapsed());
-        self.http(io, chain, peer).await
+        let ends = life::first_end(&found, tls.ends());
+        self.http(io, chain, ends, peer).await
     }
 
     async fn http(
         &self,
         io: TlsIo,
         chain: Vec<CertificateDer<'static>>,
+        ends: SystemTime,
         peer: SocketAddr,
     ) -> Result<Made, Reason> {
         let options = self.options;
@@ -202,6 +212,7 @@ impl Maker<'_> {
                 connection,
                 outgoing,
                 chain,
+                ends,
                 link,
                 windows: Windows::new(window),
             },
@@ -238,6 +249,7 @@ impl Driver {
             mut connection,
             outgoing,
             chain,
+            ends,
             link,
             mut windows,
         } = self;
@@ -248,6 +260,7 @@ impl Driver {
             credentials,
             &chain,
             Role::Server,
+            ends,
             |refused| {
                 tracing::info!(error = %refused, "no new connections on a tunnel");
                 retire(false);

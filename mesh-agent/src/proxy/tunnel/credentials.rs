@@ -1,6 +1,6 @@
 //! What tunnels need of identities; a seam, so that tests bring their own.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use futures::future::BoxFuture;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -48,6 +48,11 @@ impl Tls {
             server,
             identity: None,
         }
+    }
+
+    /// When the certificate ends, if that is known.
+    pub(super) fn ends(&self) -> Option<SystemTime> {
+        self.identity.as_ref().map(|identity| identity.not_after)
     }
 
     /// Makes the next handshake with this server a full one: it may have another certificate by now.

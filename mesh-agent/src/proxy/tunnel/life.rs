@@ -1,13 +1,18 @@
 //! What keeps and ends a tunnel, at either side: windows by the number of streams, PING, trust.
 
-use std::{future::poll_fn, pin::pin, time::Duration};
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::pin,
+    time::{Duration, SystemTime},
+};
 
 use h2::{Ping, PingPong};
 use rustls_pki_types::CertificateDer;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Credentials, TunnelOptions, io::Outgoing, link::all_streams};
-use crate::identity::{PeerRefused, Role, Standing};
+use crate::identity::{PeerIdentity, PeerRefused, Role, Standing};
 
 /// Receive window of a tunnel as a whole. It is only a permission: what a stream may hold back is bounded by its own
 /// window, so this one is large enough that no number of stalled streams can use it up.
@@ -96,26 +101,47 @@ pub(super) async fn beat(ping: Option<PingPong>, options: &TunnelOptions, outgoi
     }
 }
 
-/// Resolves when all that a tunnel carries has to end. `retire` is called when it only gets nothing new. `role` is the
-/// peer's.
+/// When the first of the two certificates of a tunnel ends.
+pub(super) fn first_end(peer: &PeerIdentity, own: Option<SystemTime>) -> SystemTime {
+    own.map_or(peer.not_after, |own| own.min(peer.not_after))
+}
+
+/// Resolves when all that a tunnel carries has to end. `retire` is called when it only gets nothing new: also when the
+/// first of its certificates `ends`, since what comes after is for those who have got another one. `role` is the peer's.
 pub(super) async fn distrust(
     credentials: &dyn Credentials,
     chain: &[CertificateDer<'static>],
     role: Role,
-    retire: impl Fn(&PeerRefused),
+    ends: SystemTime,
+    retire: impl Fn(&dyn fmt::Display),
 ) -> PeerRefused {
     let mut trust = credentials.trust();
+    let mut ended = false;
     loop {
         match credentials.standing(chain, role) {
             Standing::Good => {}
             Standing::Drain(refused) => retire(&refused),
             Standing::Close(refused) => return refused,
         }
-        if trust.changed().await.is_err() {
-            return std::future::pending().await;
+        loop {
+            let left = ends.duration_since(SystemTime::now());
+            if left.is_err() && !ended {
+                ended = true;
+                retire(&"one of its certificates has ended");
+            }
+            // The clock may be set meanwhile.
+            let look = left.unwrap_or(LOOK).min(LOOK);
+            match timeout(look, trust.changed()).await {
+                Ok(Ok(())) => break,
+                Ok(Err(_)) => return std::future::pending().await,
+                Err(_) => {}
+            }
         }
     }
 }
+
+/// How often a tunnel looks whether a certificate of it has ended.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// How often a tunnel looks after itself.
 pub(super) fn tick(options: &TunnelOptions) -> tokio::time::Interval {

@@ -6,6 +6,7 @@ use std::{
     pin::pin,
     sync::{Arc, Weak},
     task::Poll,
+    time::SystemTime,
 };
 
 use bytes::Bytes;
@@ -92,6 +93,7 @@ pub(in crate::proxy) async fn serve(shared: Arc<Shared>, served: Arc<Served>, ac
         connection,
         outgoing,
         chain,
+        ends,
         identity,
         windows,
     } = match made {
@@ -107,6 +109,7 @@ pub(in crate::proxy) async fn serve(shared: Arc<Shared>, served: Arc<Served>, ac
         connection,
         outgoing,
         chain,
+        ends,
         windows,
         link: shared.tunnels.inbound.link(),
         peer: Arc::new(TunnelPeer {
@@ -123,6 +126,8 @@ struct Made {
     connection: Connection<TlsIo, Bytes>,
     outgoing: Arc<Outgoing>,
     chain: Vec<CertificateDer<'static>>,
+    /// When the first certificate does.
+    ends: SystemTime,
     identity: PeerIdentity,
     windows: Windows,
 }
@@ -147,6 +152,7 @@ async fn make(
     })?;
     let credentials = shared.tunnels.credentials.as_ref();
     let tls = credentials.tls(&own, deadline).await?;
+    let own_end = tls.ends();
     let begin = Instant::now();
     let (io, chain) = accept(tls.server, stream).await.map_err(|error| {
         tracing::debug!(%workload, %client, cause = error.cause(), %error, "no TLS with a client");
@@ -183,6 +189,7 @@ async fn make(
         connection,
         outgoing,
         chain,
+        ends: life::first_end(&identity, own_end),
         identity,
         windows: Windows::new(window),
     })
@@ -198,6 +205,7 @@ struct Driver {
     connection: Connection<TlsIo, Bytes>,
     outgoing: Arc<Outgoing>,
     chain: Vec<CertificateDer<'static>>,
+    ends: SystemTime,
     windows: Windows,
     link: Arc<Link>,
     peer: Arc<TunnelPeer>,
@@ -209,6 +217,7 @@ impl Driver {
             mut connection,
             outgoing,
             chain,
+            ends,
             mut windows,
             link,
             peer,
@@ -222,6 +231,7 @@ impl Driver {
             credentials,
             &chain,
             Role::Client,
+            ends,
             |refused| {
                 tracing::info!(client = %peer.address, error = %refused, "no new connections on a tunnel");
                 retire.notify_one();

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use futures::future::BoxFuture;
@@ -108,7 +108,7 @@ impl Credentials for Pki {
             id: id.clone(),
             ids: vec![id.clone()],
             serial: "1".into(),
-            not_after: SystemTime::now(),
+            not_after: SystemTime::now() + Duration::from_secs(3600),
         })
     }
 
