@@ -9,9 +9,12 @@ use serde_json::Value;
 
 use crate::prereq;
 
-/// Folder of the pinned objects of a node.
+/// Folder of the pinned objects of a node: `vN`, by the version of their layouts.
 pub fn pins(node: &str) -> PathBuf {
-    Path::new("/sys/fs/bpf/mesh").join(node).join("v1")
+    let node = Path::new("/sys/fs/bpf/mesh").join(node);
+    let versions = std::fs::read_dir(&node).into_iter().flatten().flatten();
+    let newest = versions.map(|entry| entry.path()).max();
+    newest.unwrap_or_else(|| node.join("v0"))
 }
 
 /// Dumps a pinned map; each entry has `key` and `value`, with field names from BTF.
