@@ -19,6 +19,8 @@ pub(super) struct Agent {
     namespace: String,
     config: PathBuf,
     log: PathBuf,
+    /// More options of `run`.
+    args: Vec<String>,
     process: Option<Process>,
 }
 
@@ -33,8 +35,15 @@ impl Agent {
             namespace,
             config: config.to_path_buf(),
             log,
+            args: Vec::new(),
             process: None,
         }
+    }
+
+    /// The same with more options of `run`.
+    pub(super) fn with_args(mut self, args: &[&str]) -> Self {
+        self.args = args.iter().map(ToString::to_string).collect();
+        self
     }
 
     pub(super) fn node(&self) -> &str {
@@ -45,18 +54,25 @@ impl Agent {
         &self.log
     }
 
-    /// Where its maps are pinned.
+    /// Where its maps are pinned: `vN`, by the version of their layouts.
     pub(super) fn pins(&self) -> PathBuf {
-        Path::new("/sys/fs/bpf/mesh").join(&self.node).join("v1")
+        let node = Path::new("/sys/fs/bpf/mesh").join(&self.node);
+        let versions = std::fs::read_dir(&node).into_iter().flatten().flatten();
+        let newest = versions.map(|entry| entry.path()).max();
+        newest.unwrap_or_else(|| node.join("v0"))
     }
 
     /// What the reader would type to start it.
     pub(super) fn shown_run(&self) -> String {
-        format!(
+        let mut shown = format!(
             "mesh-agent run --config {} --node {}",
             self.config.display(),
             self.node
-        )
+        );
+        for arg in &self.args {
+            shown = format!("{shown} {arg}");
+        }
+        shown
     }
 
     /// Starts it and waits until it says that it is ready.
@@ -66,7 +82,8 @@ impl Agent {
             .arg("run")
             .arg("--config")
             .arg(&self.config)
-            .args(["--node", &self.node]);
+            .args(["--node", &self.node])
+            .args(&self.args);
         self.process = Some(Process::start(&mut command, &self.log)?);
         let namespace = self.namespace.clone();
         eventually("the agent is ready (/readyz)", READY, || {

@@ -36,12 +36,15 @@ fn ip(line: &str) -> Result<()> {
     sh::output(Command::new("ip").args(line.split(' '))).map(drop)
 }
 
-/// The node: a namespace with a bridge that is the gateway of its pods.
-pub(super) fn make_node(ns: &str) -> Result<()> {
+/// A node: a namespace with a bridge that is the gateway of its pods, on the networks 10.88.NET.0/24 and
+/// fd88:0:0:NET::/64.
+pub(super) fn make_node(ns: &str, net: u8) -> Result<()> {
     add(ns)?;
     ip(&format!("-n {ns} link add br0 type bridge"))?;
-    ip(&format!("-n {ns} addr add 10.88.0.1/24 dev br0"))?;
-    ip(&format!("-n {ns} addr add fd88::1/64 dev br0 nodad"))?;
+    ip(&format!("-n {ns} addr add 10.88.{net}.1/24 dev br0"))?;
+    ip(&format!(
+        "-n {ns} addr add fd88:0:0:{net}::1/64 dev br0 nodad"
+    ))?;
     ip(&format!("-n {ns} link set br0 up"))?;
     // As a node does: what has no route is answered with ICMP instead of silence.
     let forward =
@@ -50,17 +53,41 @@ pub(super) fn make_node(ns: &str) -> Result<()> {
 }
 
 /// A pod on the node's bridge, with an address of each family and its default routes through the node.
-pub(super) fn make_pod(node: &str, ns: &str, veth: &str, host: u8) -> Result<()> {
+pub(super) fn make_pod(node: &str, ns: &str, veth: &str, net: u8, host: u8) -> Result<()> {
     add(ns)?;
     ip(&format!(
         "-n {node} link add {veth} type veth peer name eth0 netns {ns}"
     ))?;
     ip(&format!("-n {node} link set {veth} master br0 up"))?;
-    ip(&format!("-n {ns} addr add 10.88.0.{host}/24 dev eth0"))?;
-    ip(&format!("-n {ns} addr add fd88::{host}/64 dev eth0 nodad"))?;
+    ip(&format!("-n {ns} addr add 10.88.{net}.{host}/24 dev eth0"))?;
+    ip(&format!(
+        "-n {ns} addr add fd88:0:0:{net}::{host}/64 dev eth0 nodad"
+    ))?;
     ip(&format!("-n {ns} link set eth0 up"))?;
-    ip(&format!("-n {ns} route add default via 10.88.0.1"))?;
-    ip(&format!("-n {ns} -6 route add default via fd88::1"))
+    ip(&format!("-n {ns} route add default via 10.88.{net}.1"))?;
+    ip(&format!(
+        "-n {ns} -6 route add default via fd88:0:0:{net}::1"
+    ))
+}
+
+/// A wire between two nodes, called `wire` on both, and routes to each other's pods.
+pub(super) fn join(a: (&str, u8), b: (&str, u8)) -> Result<()> {
+    ip(&format!(
+        "-n {} link add wire type veth peer name wire netns {}",
+        a.0, b.0
+    ))?;
+    for ((ns, _), (_, other), me, you) in [(a, b, 1, 2), (b, a, 2, 1)] {
+        ip(&format!("-n {ns} addr add 10.89.0.{me}/24 dev wire"))?;
+        ip(&format!("-n {ns} addr add fd89::{me}/64 dev wire nodad"))?;
+        ip(&format!("-n {ns} link set wire up"))?;
+        ip(&format!(
+            "-n {ns} route add 10.88.{other}.0/24 via 10.89.0.{you}"
+        ))?;
+        ip(&format!(
+            "-n {ns} -6 route add fd88:0:0:{other}::/64 via fd89::{you}"
+        ))?;
+    }
+    Ok(())
 }
 
 fn add(ns: &str) -> Result<()> {

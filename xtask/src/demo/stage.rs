@@ -14,7 +14,7 @@ use super::process::Process;
 use crate::sh;
 
 /// Files of running demos, one folder each.
-const RUN: &str = "/run/covet-demo";
+pub(super) const RUN: &str = "/run/covet-demo";
 /// In the folder of a demo that was left running on purpose.
 const KEPT: &str = "kept";
 
@@ -172,31 +172,54 @@ impl Stage {
     }
 }
 
-fn node_name(id: &str) -> String {
+pub(super) fn node_name(id: &str) -> String {
     format!("demo-{id}")
 }
 
-fn pins(id: &str) -> PathBuf {
-    Path::new("/sys/fs/bpf/mesh").join(node_name(id))
+/// Where agents leave something under the names of their nodes.
+const NODES: [&str; 3] = ["/sys/fs/bpf/mesh", "/var/lib/mesh-agent", "/run/mesh-agent"];
+
+/// Names in a folder; of sockets without their ending.
+fn names(dir: &str) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+/// What the nodes of a demo left in a folder of agents.
+fn of_nodes(dir: &str, id: &str) -> Vec<PathBuf> {
+    let node = node_name(id);
+    let ours = |name: &String| {
+        name.strip_prefix(&node)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
+    };
+    let found = names(dir).into_iter().filter(ours);
+    found.map(|name| Path::new(dir).join(name)).collect()
 }
 
 /// Removes what a demo made: programs and maps, namespaces and what runs in them, files.
-fn remove(id: &str) -> Vec<String> {
+pub(super) fn remove(id: &str) -> Vec<String> {
     let ours = format!("{}{id}-", machine::PREFIX);
-    // The agent first: it would only mourn the namespaces.
+    // The agents first: they would only mourn the namespaces.
     let namespaces = || {
         machine::existing()
             .into_iter()
             .filter(|name| name.starts_with(&ours))
     };
+    let is_node = |name: &&String| name.contains("-node");
     let mut last: Vec<String> = namespaces().collect();
-    last.sort_by_key(|name| !name.ends_with("-node"));
-    for name in last.iter().filter(|name| name.ends_with("-node")) {
+    last.sort_by_key(|name| !is_node(&name));
+    for name in last.iter().filter(is_node) {
         machine::end_processes(name);
     }
-    if pins(id).exists() {
-        let release =
-            sh::output(Command::new(agent::binary()).args(["release", "--node", &node_name(id)]));
+    for pins in of_nodes(NODES[0], id) {
+        let node = pins.file_name().unwrap_or_default();
+        let release = sh::output(
+            Command::new(agent::binary())
+                .args(["release", "--node"])
+                .arg(node),
+        );
         if let Err(error) = release {
             eprintln!("{error:#}");
         }
@@ -204,11 +227,8 @@ fn remove(id: &str) -> Vec<String> {
     for name in &last {
         machine::remove(name);
     }
-    let files = [
-        Path::new(RUN).join(id),
-        Path::new("/var/lib/mesh-agent").join(node_name(id)),
-        Path::new("/run/mesh-agent").join(format!("{}.sock", node_name(id))),
-    ];
+    let mut files = vec![Path::new(RUN).join(id)];
+    files.extend(NODES[1..].iter().flat_map(|dir| of_nodes(dir, id)));
     for path in &files {
         let _ = if path.is_dir() {
             fs::remove_dir_all(path)
@@ -219,10 +239,9 @@ fn remove(id: &str) -> Vec<String> {
     let mut left: Vec<String> = namespaces()
         .map(|name| format!("namespace {name}"))
         .collect();
-    let mut paths = files.to_vec();
-    paths.push(pins(id));
-    paths.retain(|path| path.exists());
-    left.extend(paths.iter().map(|path| path.display().to_string()));
+    files.extend(of_nodes(NODES[0], id));
+    files.retain(|path| path.exists());
+    left.extend(files.iter().map(|path| path.display().to_string()));
     left
 }
 
@@ -246,21 +265,16 @@ pub(super) fn sweep(kept: bool) {
 
 /// Demos of which anything is left: files, namespaces, or pins.
 fn ids() -> BTreeSet<String> {
-    let names = |dir: &str| {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
-    };
-    let pinned =
-        names("/sys/fs/bpf/mesh").filter_map(|name| Some(name.strip_prefix("demo-")?.to_owned()));
-    let namespaces = machine::existing().into_iter().filter_map(|name| {
-        Some(
-            name.strip_prefix(machine::PREFIX)?
-                .split('-')
-                .next()?
-                .to_owned(),
-        )
-    });
-    let all = names(RUN).chain(pinned).chain(namespaces);
+    let first = |name: &str| name.split('-').next().map(str::to_owned);
+    let pinned = names(NODES[0]);
+    let pinned = pinned
+        .iter()
+        .filter_map(|name| first(name.strip_prefix("demo-")?));
+    let namespaces = machine::existing();
+    let namespaces = namespaces
+        .iter()
+        .filter_map(|name| first(name.strip_prefix(machine::PREFIX)?));
+    let all = names(RUN).into_iter().chain(pinned).chain(namespaces);
     all.filter(|id| id.bytes().all(|b| b.is_ascii_digit()))
         .collect()
 }

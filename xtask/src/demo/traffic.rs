@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::machine::eventually;
+use super::machine::{eventually, inside};
 use super::process::Process;
 use super::stage::{CLIENT, Pod, Stage};
 use crate::{interrupt, sh};
@@ -19,21 +20,27 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 /// Starts nginx in a pod; it says which pod answers and whom it takes the client to be.
 pub(super) fn start_nginx(stage: &mut Stage, pod: Pod) -> Result<()> {
-    let dir = stage.dir().join(pod.name);
-    fs::create_dir_all(&dir)?;
+    let process = nginx(&stage.pod_ns(pod), &stage.dir().join(pod.name), pod.name)?;
+    stage.servers.push((format!("nginx {}", pod.name), process));
+    Ok(())
+}
+
+/// nginx in a namespace, with its files in `dir`; it listens when this returns.
+pub(super) fn nginx(ns: &str, dir: &Path, name: &str) -> Result<Process> {
+    fs::create_dir_all(dir)?;
     let conf = dir.join("nginx.conf");
-    fs::write(&conf, nginx_conf(&dir.display().to_string(), pod.name))?;
-    let mut command = stage.inside(pod, "nginx");
+    fs::write(&conf, nginx_conf(&dir.display().to_string(), name))?;
+    let mut command = inside(ns, "nginx");
     command
         .arg("-p")
-        .arg(&dir)
+        .arg(dir)
         .arg("-c")
         .arg(&conf)
         .arg("-e")
         .arg(dir.join("error.log"));
     let process = Process::start(&mut command, &dir.join("nginx.out"))?;
-    stage.servers.push((format!("nginx {}", pod.name), process));
-    listening(stage, pod, 8080)
+    listening(ns, name, 8080)?;
+    Ok(process)
 }
 
 fn nginx_conf(dir: &str, name: &str) -> String {
@@ -62,25 +69,26 @@ http {{
 
 /// Starts an echo server (socat) in a pod.
 pub(super) fn start_echo(stage: &mut Stage, pod: Pod) -> Result<()> {
-    let mut command = stage.inside(pod, "socat");
-    command.args(["TCP6-LISTEN:7000,fork,reuseaddr,ipv6only=0", "EXEC:cat"]);
-    let process = Process::start(
-        &mut command,
-        &stage.dir().join(format!("echo-{}.out", pod.name)),
-    )?;
+    let log = stage.dir().join(format!("echo-{}.out", pod.name));
+    let process = echo(&stage.pod_ns(pod), &log, pod.name)?;
     stage.servers.push((format!("echo {}", pod.name), process));
-    listening(stage, pod, 7000)
+    Ok(())
 }
 
-fn listening(stage: &Stage, pod: Pod, port: u16) -> Result<()> {
-    eventually(
-        &format!("{} listens on port {port}", pod.name),
-        ANSWER,
-        || {
-            let listeners = sh::output(stage.inside(pod, "ss").args(["-Hltn"]))?;
-            Ok(listeners.contains(&format!(":{port} ")))
-        },
-    )
+/// socat that echoes in a namespace; it listens when this returns.
+pub(super) fn echo(ns: &str, log: &Path, name: &str) -> Result<Process> {
+    let mut command = inside(ns, "socat");
+    command.args(["TCP6-LISTEN:7000,fork,reuseaddr,ipv6only=0", "EXEC:cat"]);
+    let process = Process::start(&mut command, log)?;
+    listening(ns, name, 7000)?;
+    Ok(process)
+}
+
+fn listening(ns: &str, name: &str, port: u16) -> Result<()> {
+    eventually(&format!("{name} listens on port {port}"), ANSWER, || {
+        let listeners = sh::output(inside(ns, "ss").args(["-Hltn"]))?;
+        Ok(listeners.contains(&format!(":{port} ")))
+    })
 }
 
 /// `curl URL` in the client pod, ready to run; the first is how the reader would type it.
@@ -125,8 +133,14 @@ pub(super) struct Conversation {
 
 impl Conversation {
     pub(super) fn open(stage: &Stage, address: &str) -> Result<Self> {
-        let mut command = stage.inside(CLIENT, "socat");
-        command.args(["-", &format!("TCP:{address}")]);
+        Self::from(&stage.pod_ns(CLIENT), address)
+    }
+
+    /// The same from another namespace.
+    pub(super) fn from(ns: &str, address: &str) -> Result<Self> {
+        let mut command = inside(ns, "socat");
+        // It ends as soon as the other side has, not half a second later.
+        command.args(["-t", "0.01", "-", &format!("TCP:{address}")]);
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -72,7 +72,14 @@ impl Group {
 
     pub(crate) fn needs(self) -> Vec<Need> {
         match self {
-            Group::Demo => vec![IPROUTE, NGINX, CURL, SOCAT, BPFTOOL],
+            Group::Demo => vec![
+                IPROUTE,
+                NGINX,
+                CURL,
+                SOCAT,
+                BPFTOOL,
+                debian("tcpdump", "shows what is on the wire, and what is not"),
+            ],
             Group::Test => vec![
                 IPROUTE,
                 NGINX,

@@ -17,9 +17,9 @@ pub(super) fn before_the_mesh(tell: &mut Narrator, stage: &mut Stage) -> Result<
          two nginx. Nothing of the mesh runs; what works now must work the same later.",
     )?;
     let node = stage.node_ns();
-    machine::make_node(&node)?;
+    machine::make_node(&node, 0)?;
     for pod in PODS {
-        machine::make_pod(&node, &stage.pod_ns(pod), pod.name, pod.host)?;
+        machine::make_pod(&node, &stage.pod_ns(pod), pod.name, 0, pod.host)?;
     }
     for pod in WEB {
         traffic::start_nginx(stage, pod)?;
