@@ -15,6 +15,7 @@ mod common;
 mod config;
 mod harness;
 mod life;
+mod mtls;
 mod proxy;
 mod real;
 mod sockets;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         telemetry,
         cli,
         ca,
+        mtls,
         harness,
         churn
     ])
