@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod addresses;
+mod bad_peers;
 mod balance;
 mod ca;
 mod capture_inbound;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         cli,
         ca,
         mtls,
+        bad_peers,
         harness,
         churn
     ])
