@@ -15,6 +15,7 @@ mod cli;
 mod common;
 mod config;
 mod harness;
+mod hbone_peers;
 mod life;
 mod mtls;
 mod proxy;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         ca,
         mtls,
         bad_peers,
+        hbone_peers,
         harness,
         churn
     ])
