@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod addresses;
+mod authorization;
 mod bad_peers;
 mod balance;
 mod ca;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         mtls,
         bad_peers,
         hbone_peers,
+        authorization,
         harness,
         churn
     ])
