@@ -11,6 +11,7 @@ mod balance;
 mod ca;
 mod capture_inbound;
 mod capture_outbound;
+mod certificates;
 mod churn;
 mod cli;
 mod common;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         bad_peers,
         hbone_peers,
         authorization,
+        certificates,
         harness,
         churn
     ])
