@@ -140,7 +140,7 @@ async fn bulk_both_ways() {
     }
 }
 
-/// As many streams stall as a tunnel has, far beyond what ztunnel's windows let through, and another one moves on.
+/// Sixty streams stall on one tunnel, and another one on it moves on. With a connection window of 4 MiB it would not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stalled_streams_do_not_stall_their_neighbours() {
     let mesh = Mesh::new();
