@@ -292,6 +292,7 @@ fn tls_1_2_by_openssl() {
     let (good, said) = ask("-tls1_3");
     assert!(good && said.contains("TLSv1.3"), "{said}");
     assert!(said.contains("Verification: OK"), "{said}");
+    let before = stage.handshake_failures("server", "incompatible");
     for (version, says) in [("-tls1_2", "protocol version"), ("-tls1_1", "")] {
         let (good, said) = ask(version);
         assert!(!good && said.contains(says), "{version}: {said}");
@@ -300,6 +301,9 @@ fn tls_1_2_by_openssl() {
             "{version}: {said}"
         );
     }
+    eventually("the cause is counted", Duration::from_secs(5), || {
+        stage.handshake_failures("server", "incompatible") > before
+    });
 }
 
 fn plain_text_to_the_tunnel_port() {
@@ -322,13 +326,19 @@ fn plain_text_to_the_tunnel_port() {
 
 fn wrong_alpn() {
     let stage = stage();
-    for alpn in [&[b"http/1.1".to_vec()][..], &[b"h3".to_vec()], &[]] {
+    for (n, alpn) in [&[b"http/1.1".to_vec()][..], &[b"h3".to_vec()], &[]]
+        .into_iter()
+        .enumerate()
+    {
         let mut config = stage.good.client(&stage.roots);
         config.alpn_protocols = alpn.to_vec();
         match stage.ask(&Arc::new(config)) {
             Err(refused) => assert!(refused.is_connection(), "{alpn:?}: {refused}"),
             Ok(status) => panic!("{alpn:?}: answered with {status}"),
         }
+        eventually("the cause is counted", Duration::from_secs(5), || {
+            stage.handshake_failures("server", "alpn") >= (n + 1) as f64
+        });
     }
 }
 
@@ -569,6 +579,7 @@ fn ten_thousand_streams() {
 fn handshakes_that_never_end() {
     let stage = stage();
     let began = Instant::now();
+    let before = stage.handshake_failures("server", "timeout");
     stage.besieged(|| {
         let mut idle: Vec<_> = (0..600)
             .map(|n| {
@@ -603,6 +614,17 @@ fn handshakes_that_never_end() {
         "{:?}",
         began.elapsed()
     );
+    let counted = stage.handshake_failures("server", "timeout") - before;
+    let refused = closed_or_refused(&stage, "handshake_limit");
+    assert!(
+        counted + refused >= 600.0,
+        "{counted} counted, {refused} refused"
+    );
+}
+
+fn closed_or_refused(stage: &Stage, reason: &str) -> f64 {
+    let metrics = stage.mesh.agent(0).metrics();
+    metrics.sum("mesh_connections_refused_total", &[("reason", reason)])
 }
 
 /// A stream opened and reset at once, over and over (CVE-2023-44487).
