@@ -325,7 +325,7 @@ fn connect_deadline_of_a_policy() {
         (Duration::from_millis(1500)..Duration::from_millis(3500)).contains(&took),
         "{took:?}"
     );
-    ended_with(bed.agent(), "upstream_timeout");
+    ended_with(bed.agent(), "tunnel_unreachable");
 }
 
 /// One pod opens all it can; the agent keeps its descriptors, the other pod its share, and nobody spins.

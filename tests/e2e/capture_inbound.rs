@@ -202,7 +202,7 @@ fn listeners_on_capture_ports() {
     let (ext, web, peer) = (bed.pod("ext"), bed.pod("web2"), bed.pod("peer"));
     let far = Server::echo(ext, ext.v4(0));
     let servers: Vec<_> = (15100..15164)
-        .chain([15008, 15009, 15020])
+        .chain([15009, 15020])
         .map(|port| Server::named(web, web.v4(port), &port.to_string()))
         .collect();
     for server in &servers {

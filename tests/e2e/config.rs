@@ -65,6 +65,7 @@ const SERVICE: &str =
     "apiVersion: v1\nkind: Service\nmetadata:\n  name: odd\n  namespace: shop\nspec:\n";
 const AUTHORIZATION: &str = "apiVersion: mesh.covet.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: a\n  namespace: shop\nspec:\n  rules:\n";
 const MESH_POLICY: &str = "apiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata:\n  name: odd\n  namespace: mesh-system\nspec:\n";
+const NAMESPACE_POLICY: &str = "apiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata:\n  name: odd\n  namespace: shop\nspec:\n";
 const TRAFFIC_POLICY: &str = "apiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata:\n  name: odd\n  namespace: shop\nspec:\n  targetRefs:\n  - kind: Service\n    name: web\n";
 
 /// Every kind of mistake. `taken` is an address and `netns` the namespace of an existing workload of `node`.
@@ -203,7 +204,7 @@ fn mistakes(taken: IpAddr, netns: &str, node: &str) -> Vec<Bad> {
         ),
         bad(
             "a trust domain of one namespace",
-            format!("{MESH_POLICY}  trustDomain: shop.example\n"),
+            format!("{NAMESPACE_POLICY}  trustDomain: shop.example\n"),
             7,
             &["spec.trustDomain", "one trust domain for the mesh"],
         ),

@@ -402,7 +402,18 @@ fn two_agents_on_one_kernel() {
         app: "web".into(),
         client_ip_affinity: false,
     });
-    let agents = [Agent::start(&left, &config), Agent::start(&right, &config)];
+    // One authority for both, or neither would trust the other.
+    let state = mesh_tests::run::folder().join("two-agents");
+    let agents = [&left, &right].map(|node| {
+        let agent = Agent::prepare(
+            node,
+            &config,
+            &["--state-dir", &state.display().to_string()],
+        );
+        agent.run();
+        agent.wait_ready();
+        agent
+    });
     let names = [format!("{NAMESPACE}/client"), format!("{NAMESPACE}/web1")];
     for (agent, own) in agents.iter().zip(&names) {
         agent.wait_enrolled(std::slice::from_ref(own));

@@ -714,12 +714,16 @@ fn gigabyte_each_way() {
     let mesh = mesh();
     for (client, web) in routes(&mesh) {
         let began = Instant::now();
+        let (tell, told) = std::sync::mpsc::channel();
         let server = Server::start(web, web.v4(0), move |stream, _| {
-            let got = pattern::exchange(&stream, 2, bytes, 1).expect("the server's side");
-            assert_eq!(got, bytes);
+            let _ = tell.send(pattern::exchange(&stream, 2, bytes, 1));
         });
         let stream = traffic::connect(client, server.addr).unwrap();
         assert_eq!(pattern::exchange(&stream, 1, bytes, 2).unwrap(), bytes);
+        let servers = told
+            .recv_timeout(Duration::from_secs(60))
+            .expect("the server's side ends");
+        assert_eq!(servers.expect("the server's side"), bytes);
         println!(
             "    {} MiB each way from {} to {} in {:.1} s",
             bytes >> 20,

@@ -14,7 +14,8 @@ use crate::{
     catalog::{Snapshot, Upstream},
     identity::Identities,
     model::{
-        AppProtocol, Enrolment, NotEnrolled, ResourceName, SpiffeId, TunnelProtocol, Workload,
+        AppProtocol, Enrolment, MtlsMode, NotEnrolled, ResourceName, SpiffeId, TunnelProtocol,
+        Workload,
     },
     policy::{self, Facts},
     proxy::decide::{self, Admit, Target, Way},
@@ -31,6 +32,7 @@ const DEFAULT_NAMESPACE: &str = "default";
 /// A sentence for whoever asked: a name that nothing has, or that needs a port.
 pub(super) fn explain(
     catalog: &Snapshot,
+    is_captured: &dyn Fn(&ResourceName) -> bool,
     identities: &Identities,
     query: &ExplainQuery,
 ) -> Result<Explanation, String> {
@@ -42,6 +44,7 @@ pub(super) fn explain(
         identities,
         source: &source,
         captured: false,
+        is_captured,
         now: Instant::now(),
     };
     let (captured, captured_why) = asked.captured(dialled);
@@ -131,6 +134,7 @@ struct Asked<'a> {
     identities: &'a Identities,
     source: &'a Source,
     captured: bool,
+    is_captured: &'a dyn Fn(&ResourceName) -> bool,
     now: Instant,
 }
 
@@ -244,7 +248,7 @@ impl Asked<'_> {
 
     fn way(&self, address: SocketAddr) -> Result<Way, Reason> {
         if self.captured {
-            decide::way(self.catalog, address)
+            decide::way(self.catalog, self.is_captured, address)
         } else {
             Ok(Way::Plain)
         }
@@ -271,9 +275,13 @@ impl Asked<'_> {
                 "the destination takes no tunnels (it is not enrolled, or spec.protocol is TCP)"
                     .to_owned(),
             ),
-            (Ok(_), Some(_)) => (
+            (Ok(_), Some(w)) if w.policy.mtls_of(address.port()) == MtlsMode::Disable => (
                 "plain",
                 format!("mtls is disable for port {}", address.port()),
+            ),
+            (Ok(_), Some(_)) => (
+                "plain",
+                "the destination is of this node and not captured (yet)".to_owned(),
             ),
         };
         Transport {

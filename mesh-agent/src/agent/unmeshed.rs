@@ -23,7 +23,7 @@ pub(super) struct Unmeshed {
 }
 
 /// How often records are looked at where nothing changed: a pod may have been enrolled since.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Follows what capture has applied.
 pub(super) async fn run(

@@ -285,7 +285,12 @@ impl AgentView for View {
     }
 
     fn explain(&self, query: &api::ExplainQuery) -> Result<api::Explanation, String> {
-        explain::explain(&self.catalog.snapshot(), &self.identities, query)
+        explain::explain(
+            &self.catalog.snapshot(),
+            &|name| self.catalog.is_captured(name),
+            &self.identities,
+            query,
+        )
     }
 
     fn config(&self) -> serde_json::Value {

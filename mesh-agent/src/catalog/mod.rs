@@ -15,7 +15,7 @@ mod workloads;
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
@@ -83,6 +83,8 @@ pub struct SourceId(usize);
 pub struct Catalog {
     current: ArcSwap<Snapshot>,
     by_netns: ArcSwap<HashMap<u64, ResourceName>>,
+    /// The names in `by_netns`.
+    captured: ArcSwap<HashSet<ResourceName>>,
     changed: watch::Sender<u64>,
     /// Held while a change is built; readers never wait for it.
     state: Mutex<State>,
@@ -104,6 +106,7 @@ impl Catalog {
         Arc::new(Self {
             current: ArcSwap::new(empty),
             by_netns: ArcSwap::default(),
+            captured: ArcSwap::default(),
             changed: watch::Sender::new(0),
             state: Mutex::new(State {
                 sources: Vec::new(),
@@ -153,7 +156,7 @@ impl Catalog {
         yielded
     }
 
-    /// Says that a network namespace (by cookie) is that of a workload.
+    /// Says that a network namespace (by cookie) is that of a workload, which is captured from now on.
     #[allow(clippy::needless_pass_by_value)] // the map keeps it; the clone is for a retry of the swap only
     pub fn bind_netns(&self, cookie: u64, name: ResourceName) {
         self.by_netns.rcu(|map| {
@@ -161,6 +164,7 @@ impl Catalog {
             map.insert(cookie, name.clone());
             map
         });
+        self.note_captured();
     }
 
     pub fn unbind_netns(&self, cookie: u64) {
@@ -169,6 +173,17 @@ impl Catalog {
             map.remove(&cookie);
             map
         });
+        self.note_captured();
+    }
+
+    fn note_captured(&self) {
+        let names = self.by_netns.load().values().cloned().collect();
+        self.captured.store(Arc::new(names));
+    }
+
+    /// Whether this agent captures the workload now. O(1).
+    pub fn is_captured(&self, name: &ResourceName) -> bool {
+        self.captured.load().contains(name)
     }
 
     /// Whose network namespace it is. O(1).

@@ -158,6 +158,16 @@ impl Accepting {
     }
 
     fn serve(&self, accepted: Accepted) {
+        // Not steered: a process of the pod dialled the listener where it is bound.
+        if self.role == Role::Tunnel
+            && self
+                .served
+                .pod
+                .application(local_address(&accepted.socket))
+                .is_none()
+        {
+            return self.refuse(&accepted, Reason::AgentPort);
+        }
         if !self.shared.limits.admit(&self.served.share) {
             return self.refuse(&accepted, Reason::AgentLimit);
         }

@@ -306,7 +306,7 @@ async fn reach(
 ) -> Result<Link, Failure> {
     let tunnel = {
         let catalog = shared.catalog.load();
-        match decide::way(&catalog, address)? {
+        match decide::way(&catalog, |name| shared.catalog.is_captured(name), address)? {
             Way::Plain => None,
             Way::Tunnel { peer, expected } => {
                 let source = catalog.workload(pod.name()).ok_or(Reason::WorkloadGone)?;

@@ -11,7 +11,8 @@ use mesh_common::TUNNEL_PORT;
 use crate::{
     catalog::{Snapshot, Upstream},
     model::{
-        EffectivePolicy, MtlsMode, OutboundMode, ResourceName, SpiffeId, TunnelProtocol, Workload,
+        EffectivePolicy, Enrolment, MtlsMode, OutboundMode, ResourceName, SpiffeId, TunnelProtocol,
+        Workload,
     },
     policy::{Authorizer, Facts, Verdict},
     telemetry::{Outcome, Reason, Telemetry},
@@ -71,8 +72,13 @@ pub(crate) enum Way {
     },
 }
 
-/// Decides how to reach an endpoint or a workload's address.
-pub(crate) fn way(catalog: &Snapshot, address: SocketAddr) -> Result<Way, Reason> {
+/// Decides how to reach an endpoint or a workload's address. `captured` says whether this agent captures a workload now:
+/// one of this node that is to be enrolled takes no tunnels before it is.
+pub(crate) fn way(
+    catalog: &Snapshot,
+    captured: impl Fn(&ResourceName) -> bool,
+    address: SocketAddr,
+) -> Result<Way, Reason> {
     let Some(workload) = catalog.workload_by_address(address.ip()) else {
         return Ok(Way::Plain);
     };
@@ -83,7 +89,9 @@ pub(crate) fn way(catalog: &Snapshot, address: SocketAddr) -> Result<Way, Reason
     if address.port() == TUNNEL_PORT {
         return Err(Reason::AgentPort);
     }
-    if workload.policy.mtls_of(address.port()) == MtlsMode::Disable {
+    if workload.policy.mtls_of(address.port()) == MtlsMode::Disable
+        || (workload.enrolment == Enrolment::Enrolled && !captured(&workload.name))
+    {
         return Ok(Way::Plain);
     }
     Ok(Way::Tunnel {
@@ -281,8 +289,17 @@ spec: {action: DENY, rules: [{from: [{source: {namespaces: [guests]}}]}]}
             ("10.1.0.3:15008", Ok(Way::Plain)),
         ] {
             let address = address.parse().unwrap();
-            assert_eq!(way(&catalog.load(), address), expected, "{address}");
+            assert_eq!(
+                way(&catalog.load(), |_| true, address),
+                expected,
+                "{address}"
+            );
         }
+        // Of this node and not captured yet; of another, about which its own agent knows.
+        let early = way(&catalog.load(), |_| false, "10.1.0.1:8080".parse().unwrap());
+        assert_eq!(early, Ok(Way::Plain));
+        let far = way(&catalog.load(), |_| false, "10.1.0.2:80".parse().unwrap());
+        assert_eq!(far, tunnel("10.1.0.2:15008", "far"));
     }
 
     #[test]

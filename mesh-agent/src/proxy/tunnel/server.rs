@@ -15,7 +15,7 @@ use h2::{
     server::{Connection, SendResponse},
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode, header::FORWARDED};
-use mesh_common::{CAPTURE_PORT_BASE, CAPTURE_PORTS, Direction, SELF_TEST_PORT, TUNNEL_PORT};
+use mesh_common::{Direction, TUNNEL_PORT};
 use rustls_pki_types::CertificateDer;
 use tokio::{
     net::TcpStream,
@@ -425,13 +425,10 @@ fn destination(method: &Method, authority: &str, dialled: IpAddr) -> Option<Sock
     .then_some(destination)
 }
 
-/// Ports that are of the mesh, on any workload's address.
+/// Ports that are of the mesh, on any workload's address. The capture range and the port of the self-test are not among
+/// them: those are virtual, and an application may listen there.
 fn is_agent_port(port: u16) -> bool {
-    let captured = (CAPTURE_PORT_BASE..CAPTURE_PORT_BASE + CAPTURE_PORTS).contains(&port);
-    captured
-        || port == TUNNEL_PORT
-        || port == SELF_TEST_PORT
-        || FOREIGN_CAPTURE_PORTS.contains(&port)
+    port == TUNNEL_PORT || FOREIGN_CAPTURE_PORTS.contains(&port)
 }
 
 #[cfg(test)]
@@ -452,9 +449,8 @@ mod tests {
             (Method::CONNECT, "10.1.0.1:15001", false),
             (Method::CONNECT, "10.1.0.1:15006", false),
             (Method::CONNECT, "10.1.0.1:15008", false),
-            (Method::CONNECT, "10.1.0.1:15009", false),
-            (Method::CONNECT, "10.1.0.1:15100", false),
-            (Method::CONNECT, "10.1.0.1:16123", false),
+            (Method::CONNECT, "10.1.0.1:15009", true),
+            (Method::CONNECT, "10.1.0.1:15100", true),
             (Method::CONNECT, "[::ffff:10.1.0.1]:80", false),
         ] {
             let found = destination(&method, authority, dialled);
