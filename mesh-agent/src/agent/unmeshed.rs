@@ -40,9 +40,8 @@ pub(super) async fn run(
         if let Err(error) = looked {
             tracing::error!(%error, "looking at connections that the agent does not carry failed");
         }
-        match tokio::time::timeout(LOOK_EVERY, applied.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK_EVERY, applied.changed()).await {
+            return;
         }
     }
 }

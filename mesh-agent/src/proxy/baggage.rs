@@ -20,17 +20,14 @@ pub(super) fn of(workload: &Workload) -> String {
         "app.kubernetes.io/version",
         "version",
     ]);
-    let or_name = |value| {
-        if value == "" {
-            &*workload.name.name
-        } else {
-            value
-        }
+    let or_name = |value: &'_ str| match value {
+        "" => workload.name.name.to_string(),
+        value => value.to_owned(),
     };
     Baggage::format(&[
         ("k8s.namespace.name", &workload.name.namespace),
         ("k8s.pod.name", &workload.name.name),
-        ("service.name", or_name(service)),
+        ("service.name", &or_name(service)),
         ("service.version", version),
         (
             "cloud.availability_zone",
