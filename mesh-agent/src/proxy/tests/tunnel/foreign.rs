@@ -55,7 +55,6 @@ async fn requests_that_are_no_hbone() {
         connect_to("127.0.0.2:80"),
         connect_to("web.test:80"),
         connect_to("127.0.0.1:15008"),
-        connect_to("127.0.0.1:15100"),
         connect_to("user@127.0.0.1:80"),
     ] {
         let text = format!("{request:?}");
