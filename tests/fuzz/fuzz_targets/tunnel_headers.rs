@@ -9,7 +9,10 @@ use mesh_agent::proxy::tunnel::headers::{
 fuzz_target!(|value: &[u8]| {
     Baggage::parse(value);
     if let Some(parsed) = TraceParent::parse(value) {
-        assert_eq!(TraceParent::parse(parsed.format().as_bytes()).map(|p| p.trace), Some(parsed.trace));
+        assert_eq!(
+            TraceParent::parse(parsed.format().as_bytes()).map(|p| p.trace),
+            Some(parsed.trace)
+        );
     }
     if let Some(client) = Forwarded::parse(value).client {
         let written = Forwarded::format(client, None);
