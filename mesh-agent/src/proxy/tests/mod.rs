@@ -4,7 +4,7 @@ mod candidates;
 mod connecting;
 mod life;
 mod relay;
-mod tunnel;
+pub(super) mod tunnel;
 
 use std::{
     collections::HashMap,

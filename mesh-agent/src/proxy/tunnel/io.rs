@@ -90,6 +90,8 @@ struct State {
     sealed: std::ops::Range<usize>,
     /// Plain text of the record that is open, behind what is sealed.
     open: usize,
+    /// Where the last key update that is in the buffer ends; 0 for none.
+    updated: usize,
 }
 
 impl TlsIo {
@@ -110,6 +112,7 @@ impl TlsIo {
                 buffer: None,
                 sealed: 0..0,
                 open: 0,
+                updated: 0,
             }),
             driven: AtomicBool::new(false),
             received: AtomicU64::new(0),
@@ -243,7 +246,9 @@ impl TlsIo {
                     }
                     .map_err(tls)?;
                     self.opener = Opener::new(sequence, &secrets).map_err(record)?;
-                    if *wanted == 1 {
+                    // One answer is enough while the peer has not got it (4.6.3), and a peer that asks and does not read
+                    // must not fill the buffer with answers.
+                    if *wanted == 1 && state.updated <= state.sealed.start {
                         state.update_key().map_err(record)?;
                     }
                 }
@@ -474,6 +479,7 @@ impl Outgoing {
         }
         state.buffer = None;
         state.sealed = 0..0;
+        state.updated = 0;
         Poll::Ready(Ok(()))
     }
 
@@ -529,8 +535,8 @@ impl State {
 
     /// Plain bytes that the open record still takes.
     fn room(&self) -> usize {
-        // An alert or a key update fits always.
-        let space = OUTGOING.size - self.sealed.end - 128;
+        // An alert or a key update fits always, and may have taken some of what is kept for them.
+        let space = OUTGOING.size.saturating_sub(self.sealed.end + 128);
         space
             .saturating_sub(OVERHEAD)
             .min(MAX_PLAIN)
@@ -563,6 +569,7 @@ impl State {
     /// Goes on with the next key, and says so.
     fn update_key(&mut self) -> Result<(), RecordError> {
         self.seal_small(HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0])?;
+        self.updated = self.sealed.end;
         let (sequence, secrets) = match &mut self.kernel {
             Kernel::Client(kernel) => kernel.update_tx_secret(),
             Kernel::Server(kernel) => kernel.update_tx_secret(),
@@ -577,6 +584,7 @@ impl State {
         self.sealed.start += n;
         if self.sealed.is_empty() && self.open == 0 {
             self.sealed = 0..0;
+            self.updated = 0;
         }
     }
 }
@@ -591,4 +599,82 @@ fn record(error: RecordError) -> io::Error {
 
 fn tls(error: rustls::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        time::{Duration, timeout},
+    };
+
+    use super::*;
+    use crate::proxy::{
+        tests::tunnel::pki::Pki,
+        tunnel::handshake::{accept, connect},
+    };
+
+    /// Both ends of a tunnel.
+    async fn pair() -> (TlsIo, TlsIo) {
+        let pki = Pki::new(&["client", "server"]);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (client, server) = tokio::join!(client, listener.accept());
+        let name = IpAddr::from(Ipv4Addr::LOCALHOST).into();
+        let (client, server) = tokio::join!(
+            connect(pki.of("client").client, client.unwrap(), name),
+            accept(pki.of("server").server, server.unwrap().0),
+        );
+        (client.unwrap().0, server.unwrap().0)
+    }
+
+    /// Asks for new keys, with one of its own, and says something more.
+    async fn ask_for_keys(io: &mut TlsIo) {
+        {
+            let mut state = io.outgoing.lock();
+            state
+                .seal_small(HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 1])
+                .unwrap();
+            let Kernel::Server(kernel) = &mut state.kernel else {
+                panic!("it is the server");
+            };
+            let (sequence, secrets) = kernel.update_tx_secret().unwrap();
+            state.sealer = Sealer::new(sequence, &secrets).unwrap();
+        }
+        io.write_all(b"!").await.unwrap();
+        io.flush().await.unwrap();
+    }
+
+    /// A peer that asks for new keys again and again and does not read: the answers must not take more than there is.
+    #[tokio::test]
+    async fn keys_are_asked_for_while_the_way_out_is_full() {
+        const SOON: Duration = Duration::from_millis(200);
+        let (mut client, mut server) = pair().await;
+        // A small piece at last, which fills the buffer to its end.
+        let mut sent = 0;
+        for piece in [&[7; MAX_PLAIN][..], &[7; 1000]] {
+            while let Ok(n) = timeout(SOON, client.write(piece)).await {
+                sent += n.unwrap();
+            }
+        }
+        assert_eq!(client.outgoing.lock().room(), 0);
+        for _ in 0..20 {
+            ask_for_keys(&mut server).await;
+            assert_eq!(client.read_u8().await.unwrap(), b'!');
+            assert!(timeout(SOON / 20, client.write(&[7; 1000])).await.is_err());
+        }
+        let reading = tokio::spawn(async move {
+            let mut received = Vec::new();
+            server.read_to_end(&mut received).await.unwrap();
+            assert!(received.iter().all(|b| *b == 7));
+            received.len()
+        });
+        client.write_all(&[7; 100_000]).await.unwrap();
+        client.outgoing.drive();
+        client.shutdown().await.unwrap();
+        assert_eq!(reading.await.unwrap(), sent + 100_000);
+    }
 }

@@ -240,6 +240,10 @@ impl Driver {
         let mut draining = served.draining();
         let mut draining = pin!(draining.wait_for(|draining| *draining));
         let mut drains = false;
+        // When a peer has had time enough to hear that nothing new is taken. One that is deaf to it gets nothing all the
+        // same: its certificate may have ended, and HTTP/2 goes on until the peer confirms.
+        let mut deaf: Option<Instant> = None;
+        let heard = options.ping_timeout;
         let mut idle = Idle::new(options.idle_timeout);
         let mut tick = life::tick(options);
         loop {
@@ -253,6 +257,9 @@ impl Driver {
                         _ => stream.map_err(|error| error.to_string()),
                     }
                 }) => match stream {
+                    Some(Ok((_, mut respond))) if deaf.is_some_and(|at| at <= Instant::now()) => {
+                        respond.send_reset(h2::Reason::REFUSED_STREAM);
+                    }
                     Some(Ok((request, respond))) => {
                         take(shared, served, Incoming::new(request, respond, &peer, &link));
                     }
@@ -272,9 +279,13 @@ impl Driver {
                     link.cut(Reason::CertificateRevoked);
                     break;
                 }
-                () = retire.notified() => connection.graceful_shutdown(),
+                () = retire.notified() => {
+                    deaf.get_or_insert(Instant::now() + heard);
+                    connection.graceful_shutdown();
+                }
                 _ = &mut draining, if !drains => {
                     drains = true;
+                    deaf.get_or_insert(Instant::now() + heard);
                     connection.graceful_shutdown();
                 }
                 _ = tick.tick() => {

@@ -217,6 +217,55 @@ async fn keys_are_updated() {
     assert_eq!(within(recv.data()).await.unwrap().unwrap(), "answer");
 }
 
+/// A client that does not want to know that its tunnel takes nothing new: what is open lives on, but nothing is opened.
+#[tokio::test]
+async fn a_client_that_is_deaf_to_goaway() {
+    const GOAWAY: u8 = 7;
+    const PING: u8 = 6;
+    let mesh = Mesh::with(|o| o.tunnel.ping_timeout = Duration::from_millis(300));
+    let stream = TcpStream::connect(mesh.destination.tunnel).await.unwrap();
+    let connector = TlsConnector::from(mesh.pki.of("client").client);
+    let name = IpAddr::from(Ipv4Addr::LOCALHOST).into();
+    let stream = connector.connect(name, stream).await.unwrap();
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let (mut from_agent, mut to_agent) = tokio::io::split(stream);
+    let (mut from_client, mut to_client) = tokio::io::split(far);
+    tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_agent).await });
+    tokio::spawn(async move {
+        loop {
+            let mut frame = vec![0; 9];
+            from_agent.read_exact(&mut frame).await?;
+            let length = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]) as usize;
+            frame.resize(9 + length, 0);
+            from_agent.read_exact(&mut frame[9..]).await?;
+            if frame[3] != GOAWAY && (frame[3] != PING || frame[4] != 0) {
+                to_client.write_all(&frame).await?;
+            }
+        }
+        #[expect(unreachable_code)]
+        io::Result::Ok(())
+    });
+    let (mut requests, connection) = h2::client::handshake(near).await.unwrap();
+    tokio::spawn(connection);
+    let (mut send, _recv, mut application) = one_stream(&mesh, &mut requests).await;
+    let proxy = Arc::clone(&mesh.destination.proxy);
+    tokio::spawn(async move { proxy.stop_pod(7, SOON).await });
+    let server = listen().await;
+    let authority = mesh.application(&server);
+    let error = within(async {
+        loop {
+            match status(&mut requests, connect_to(&authority)).await {
+                Err(error) => break error,
+                Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    })
+    .await;
+    assert_eq!(error.reason(), Some(h2::Reason::REFUSED_STREAM));
+    send.send_data(Bytes::from_static(b"still"), false).unwrap();
+    assert_eq!(read(&mut application, 5).await, b"still");
+}
+
 #[tokio::test]
 async fn without_h2_there_is_no_tunnel() {
     let mesh = Mesh::new();

@@ -2,7 +2,7 @@
 
 mod carrying;
 mod foreign;
-mod pki;
+pub(in crate::proxy) mod pki;
 mod pooling;
 mod speed;
 
