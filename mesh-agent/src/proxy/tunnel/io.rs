@@ -389,17 +389,29 @@ impl AsyncWrite for TlsIo {
         self.outgoing.poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Done when the peer has closed too: a socket that is closed while bytes arrive is reset, and what its kernel still
+    /// has to send is lost. A peer that does not close is given up by the driver, as one that answers no PING.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.outgoing.driven.swap(false, Ordering::Relaxed) {
             // Once. A failure is one of a connection that is over anyway.
             let _ = self.outgoing.lock().alert(1, CLOSE_NOTIFY);
         }
         ready!(self.outgoing.poll_flush(cx))?;
         let shut = rustix::net::shutdown(&*self.stream, rustix::net::Shutdown::Write);
-        Poll::Ready(match shut {
-            Ok(()) | Err(Errno::NOTCONN) => Ok(()),
-            Err(e) => Err(e.into()),
-        })
+        match shut {
+            Ok(()) => {}
+            Err(Errno::NOTCONN) => return Poll::Ready(Ok(())),
+            Err(e) => return Poll::Ready(Err(e.into())),
+        }
+        loop {
+            // Nobody reads any more.
+            self.incoming.plain = 0..0;
+            self.incoming.sealed = 0..0;
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(Ok(())),
+                Ok(_) => {}
+            }
+        }
     }
 }
 
@@ -676,5 +688,23 @@ mod tests {
         client.outgoing.drive();
         client.shutdown().await.unwrap();
         assert_eq!(reading.await.unwrap(), sent + 100_000);
+    }
+
+    /// The kernel has taken everything and sent half of it when the tunnel ends, while the peer says something.
+    #[tokio::test]
+    async fn what_the_kernel_has_to_send_still_is_not_lost() {
+        const BYTES: usize = 1 << 20;
+        let (mut client, mut server) = pair().await;
+        server.outgoing.drive();
+        server.write_all(&[7; BYTES]).await.unwrap();
+        client.write_all(b"window update").await.unwrap();
+        client.flush().await.unwrap();
+        let ending = tokio::spawn(async move { server.shutdown().await });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut received = Vec::new();
+        client.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received.len(), BYTES);
+        drop(client);
+        ending.await.unwrap().unwrap();
     }
 }
