@@ -33,7 +33,7 @@ use self::{
 use crate::{
     admin::{self, AdminError, AdminState, LocalSocket},
     api::Environment,
-    capture::{Capture, CaptureOptions, PodEvent},
+    capture::{Capture, CaptureOptions, PodEvent, PodState, PodStatus},
     catalog::{Catalog, CatalogOptions},
     discovery::file::{FileOptions, FileSource},
     identity::Identities,
@@ -114,6 +114,8 @@ async fn serve(
         adopted = capture.adopted(),
         "kernel programs attached"
     );
+
+    catalog.set_adopting(capture.adopted());
 
     let mut proxy_options = ProxyOptions::for_nofile(nofile);
     if let Some(most) = options.max_connections {
@@ -311,6 +313,7 @@ async fn follow_catalog(
     applied: watch::Sender<u64>,
 ) {
     let mut versions = catalog.subscribe();
+    let mut adopting = capture.adopted();
     loop {
         versions.borrow_and_update();
         let snapshot = catalog.snapshot();
@@ -320,10 +323,29 @@ async fn follow_catalog(
         // Before pods are captured: an address of the mesh must not leak past a dead agent.
         capture.set_mesh_addrs(wanted::mesh_addresses(&snapshot));
         capture.apply(wanted::pods(&snapshot)).await;
+        if adopting {
+            served(&capture, &catalog).await;
+            catalog.set_adopting(false);
+            adopting = false;
+        }
         applied.send_replace(snapshot.version);
         if versions.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Waits until every workload that is captured is served too.
+async fn served(capture: &Capture, catalog: &Catalog) {
+    let deadline = Instant::now() + DYING;
+    let waits = |pod: &PodStatus| {
+        pod.state == PodState::Enrolled
+            && pod
+                .cookie
+                .is_none_or(|cookie| catalog.workload_by_netns(cookie).is_none())
+    };
+    while capture.pods().iter().any(waits) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -17,7 +17,10 @@ mod tests;
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -85,6 +88,8 @@ pub struct Catalog {
     by_netns: ArcSwap<HashMap<u64, ResourceName>>,
     /// The names in `by_netns`.
     captured: ArcSwap<HashSet<ResourceName>>,
+    /// Until what an earlier agent captured is taken over, everybody counts as captured.
+    adopting: AtomicBool,
     changed: watch::Sender<u64>,
     /// Held while a change is built; readers never wait for it.
     state: Mutex<State>,
@@ -107,6 +112,7 @@ impl Catalog {
             current: ArcSwap::new(empty),
             by_netns: ArcSwap::default(),
             captured: ArcSwap::default(),
+            adopting: AtomicBool::new(false),
             changed: watch::Sender::new(0),
             state: Mutex::new(State {
                 sources: Vec::new(),
@@ -183,7 +189,13 @@ impl Catalog {
 
     /// Whether this agent captures the workload now. O(1).
     pub fn is_captured(&self, name: &ResourceName) -> bool {
-        self.captured.load().contains(name)
+        self.adopting.load(Ordering::Acquire) || self.captured.load().contains(name)
+    }
+
+    /// An agent that follows another takes its workloads over one by one. Meanwhile a source must not dial in plain text
+    /// whom it reached in a tunnel before.
+    pub fn set_adopting(&self, adopting: bool) {
+        self.adopting.store(adopting, Ordering::Release);
     }
 
     /// Whose network namespace it is. O(1).
