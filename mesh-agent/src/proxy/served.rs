@@ -158,17 +158,19 @@ impl Served {
 
     /// Decides every inbound connection anew, if its rules changed, and cuts the losers. Returns their number.
     pub(super) fn decide_anew(&self, shared: &Shared) -> usize {
-        let Some(rules) = Rules::of(shared, self) else {
-            // What lives may end in its own time.
-            return 0;
-        };
-        {
+        let rules = {
+            // Locked before the look, so that of two calls at once the later one stores the later rules.
             let mut last = self.last_rules();
+            let Some(rules) = Rules::of(shared, self) else {
+                // What lives may end in its own time.
+                return 0;
+            };
             if last.as_ref().is_some_and(|last| last.same(&rules)) {
                 return 0;
             }
             *last = Some(rules.clone());
-        }
+            rules
+        };
         let mut losers = Vec::new();
         for entry in self.lock().connections.values() {
             let Some(admission) = &entry.admission else {
