@@ -207,7 +207,7 @@ impl Rules {
 }
 
 /// Connects to the application, on behalf of `client`.
-pub(super) async fn to_application(
+async fn to_application(
     shared: &Shared,
     served: &Served,
     dialled: SocketAddr,

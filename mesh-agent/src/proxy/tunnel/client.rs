@@ -419,16 +419,6 @@ fn request_of(request: &TunnelRequest) -> Option<Request<()>> {
     builder.body(()).ok()
 }
 
-/// Binds to the address that the application chose, if it can reach the peer.
-pub(super) fn choose_source(socket: &socket2::Socket, request: &TunnelRequest) -> io::Result<()> {
-    let from = request.client.ip();
-    if request.chosen && from.is_ipv6() == request.peer.is_ipv6() {
-        crate::capture::sys::tcp::bind_address_no_port(socket)?;
-        socket.bind(&SocketAddr::new(from, 0).into())?;
-    }
-    Ok(())
-}
-
 /// What a socket that cannot be had means.
 pub(super) fn no_socket(error: &io::Error) -> Reason {
     match Errno::from_io_error(error) {

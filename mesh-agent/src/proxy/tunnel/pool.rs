@@ -17,13 +17,13 @@ use tokio::{sync::watch, time::timeout_at};
 
 use super::{
     Credentials, TunnelOptions, TunnelRequest, TunnelStream,
-    client::{Client, Failed, Maker, Slot, Stage, Target, choose_source, no_socket},
+    client::{Client, Failed, Maker, Slot, Stage, Target, no_socket},
     link::Links,
 };
 use crate::{
     model::SpiffeId,
     proxy::{
-        PodSockets,
+        PodSockets, connect,
         limits::{Limits, Share},
         socket::Keepalive,
     },
@@ -215,7 +215,14 @@ impl Tunnels {
             return Err(Reason::HandshakeLimit);
         };
         let socket = match timeout_at(request.deadline, pod.socket(request.peer.is_ipv6())).await {
-            Ok(socket) => socket.and_then(|s| choose_source(&s, request).map(|()| s)),
+            Ok(socket) => socket.and_then(|socket| {
+                let client = connect::Client {
+                    address: request.client,
+                    chosen: request.chosen,
+                };
+                connect::choose_source(&socket, request.peer, client)?;
+                Ok(socket)
+            }),
             Err(_) => Err(rustix::io::Errno::TIMEDOUT.into()),
         };
         let socket = socket.map_err(|error| {
