@@ -1,8 +1,8 @@
 //! The node agent of Covet Mesh.
 //!
 //! Data flows down this list; a module uses only modules below it or beside it:
-//! `agent` (composition root), `admin`, `discovery`, `capture`, `proxy`, `catalog`, `balance` and `resilience` (pure
-//! decisions), `telemetry`, `api` (resources as users write them), `model` (plain data).
+//! `agent` (composition root), `admin`, `discovery`, `capture`, `proxy`, `catalog`, `routing`, `balance`, `policy` and
+//! `resilience` (pure decisions), `telemetry`, `api` (resources as users write them), `model` (plain data).
 
 pub mod admin;
 pub mod agent;
@@ -17,4 +17,5 @@ pub mod model;
 pub mod policy;
 pub mod proxy;
 pub mod resilience;
+pub mod routing;
 pub mod telemetry;

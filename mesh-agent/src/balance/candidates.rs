@@ -72,7 +72,7 @@ impl<'a, T: Target> Candidates<'a, T> {
                     .balancer
                     .schedule(self.targets)
                     .pick(|i| self.seen.contains(i), self.seen.first()),
-                Strategy::Random => self
+                Strategy::Random | Strategy::ConsistentHash | Strategy::PeakEwma => self
                     .balancer
                     .shares(self.targets)
                     .pick(&self.seen, &mut self.dice),

@@ -52,7 +52,7 @@ fn hosts(weights: &[u32]) -> Vec<Host> {
 fn policy(strategy: Strategy) -> LoadBalancer {
     LoadBalancer {
         strategy,
-        slow_start: None,
+        ..LoadBalancer::default()
     }
 }
 
@@ -124,7 +124,7 @@ proptest! {
         for host in hosts.iter_mut().step_by(2) {
             host.ramping_since = Some(now);
         }
-        let policy = LoadBalancer { strategy, slow_start };
+        let policy = LoadBalancer { strategy, slow_start, ..LoadBalancer::default() };
         let mut bench = Bench::new(&policy, hosts, seed);
         bench.now = now;
         let expected: Vec<_> = (0..weights.len()).filter(|&i| weights[i] > 0).collect();
@@ -341,6 +341,7 @@ fn slow_start_thins_out_every_strategy() {
         let policy = LoadBalancer {
             strategy,
             slow_start: Some(Duration::from_secs(10)),
+            ..LoadBalancer::default()
         };
         let mut bench = Bench::new(&policy, hosts(&[1, 1]), 5);
         bench.hosts[0].ramping_since = Some(bench.now);

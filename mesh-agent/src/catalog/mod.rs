@@ -5,6 +5,7 @@
 
 mod authorization;
 mod build;
+mod inbound;
 mod merge;
 mod services;
 mod snapshot;
@@ -28,6 +29,7 @@ use arc_swap::{ArcSwap, Guard};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
+pub use inbound::InboundPort;
 pub use snapshot::Snapshot;
 pub use upstream::{Upstream, UpstreamEndpoint};
 

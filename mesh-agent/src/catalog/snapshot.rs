@@ -2,17 +2,18 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use super::{
-    CatalogOptions,
+    CatalogOptions, InboundPort,
     upstream::{Dialled, Upstream},
 };
 use crate::{
     model::{ResourceName, Service, TrustDomain, Workload},
     policy::{AuthorizationPolicies, Authorizer, Authorizers, PolicyScope},
+    routing::RouteTable,
 };
 
 /// One version of the world. Cheap to clone: the maps are shared with the next version unless they change.
@@ -73,6 +74,35 @@ impl Snapshot {
     /// has no such port.
     pub fn upstream(&self, ip: IpAddr, port: u16) -> Option<&Arc<Upstream>> {
         self.upstreams.get(&(ip, port))
+    }
+
+    /// The routes for clients of a namespace to one port of a service. `None`: no route is bound, the default
+    /// forwarding applies. O(1).
+    pub fn routes(
+        &self,
+        _client_namespace: &str,
+        _service: &ResourceName,
+        _port: u16,
+    ) -> Option<&Arc<RouteTable>> {
+        None
+    }
+
+    /// A backend of a route: one port of a service, whether it has virtual addresses or not. `ipv6`: the family that the
+    /// client dialled, as far as the service has endpoints of it. O(1).
+    pub fn backend(&self, service: &ResourceName, port: u16, ipv6: bool) -> Option<&Arc<Upstream>> {
+        let service = self.services.get(service)?;
+        let vip = service
+            .vips
+            .iter()
+            .find(|vip| vip.is_ipv6() == ipv6)
+            .or_else(|| service.vips.first())?;
+        self.upstreams.get(&(*vip, port))
+    }
+
+    /// What is known of an address and port of a workload of this node as a destination of HTTP. `None`: its traffic is
+    /// carried as bytes. O(1).
+    pub fn inbound(&self, _destination: SocketAddr) -> Option<&Arc<InboundPort>> {
+        None
     }
 
     /// In the order of names.

@@ -5,13 +5,16 @@ mod identity;
 mod name;
 mod policy;
 mod service;
+mod traffic;
 mod workload;
 
 pub use identity::{IdentityError, SpiffeId, TrustDomain};
 pub use name::ResourceName;
-pub use policy::{
-    CircuitBreaker, ConnectionLimits, EffectivePolicy, FailPolicy, LoadBalancer, MtlsMode,
-    OutboundMode, Strategy, TrafficPolicy,
-};
+pub use policy::{EffectivePolicy, FailPolicy, MtlsMode, OutboundMode};
 pub use service::{AppProtocol, Endpoint, Service, ServicePort};
+pub use traffic::{
+    Backoff, CircuitBreaker, ConnectionPool, HashKey, HealthCheck, HealthProbe, Limits,
+    LoadBalancer, Locality, Prefer, RateLimit, RateLimitKey, RetryBudget, RetryConditions,
+    RetryPolicy, Strategy, Timeouts, TrafficPolicy,
+};
 pub use workload::{Enrolment, NotEnrolled, TunnelProtocol, Workload};

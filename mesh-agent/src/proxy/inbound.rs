@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use http::StatusCode;
+use ::http::StatusCode;
 use mesh_common::Direction;
 use rustix::{io::Errno, net::sockopt::socket_cookie};
 use tokio::{

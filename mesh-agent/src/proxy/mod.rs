@@ -10,6 +10,7 @@ mod baggage;
 mod connect;
 mod copy;
 pub(crate) mod decide;
+mod http;
 mod inbound;
 mod limits;
 mod outbound;

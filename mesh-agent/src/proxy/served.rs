@@ -20,7 +20,7 @@ use tokio::{
 use super::{PodSockets, Shared, admission::Admission, inbound::Rules, limits::Share};
 use crate::{
     model::{ResourceName, SpiffeId},
-    telemetry::{ByteCounters, ConnGuard, LegProbe, Reason},
+    telemetry::{ByteCounters, ConnGuard, LegProbe, Protocol, Reason, RequestGuard, RequestStart},
 };
 
 pub(super) struct Served {
@@ -332,6 +332,18 @@ impl Report {
         if let Some(guard) = &self.guard {
             guard.set_rtt(rtt, retransmits);
         }
+    }
+
+    /// See [`ConnGuard::set_protocol`].
+    pub(super) fn set_protocol(&self, protocol: Protocol) {
+        if let Some(guard) = &self.guard {
+            guard.set_protocol(protocol);
+        }
+    }
+
+    /// See [`ConnGuard::request`]. `None`: the connection has ended.
+    pub(super) fn request(&self, start: RequestStart) -> Option<RequestGuard> {
+        self.guard.as_ref().map(|guard| guard.request(start))
     }
 
     pub(super) fn counters(&self) -> Arc<ByteCounters> {

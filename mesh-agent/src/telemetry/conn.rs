@@ -12,7 +12,9 @@ use std::{
 use mesh_common::{ConnRecord, KernelClose};
 pub use mesh_common::{Direction, Path};
 
-use super::{Reason, lock, metrics::Flow, security::Principals, shared::Shared};
+use super::{
+    Reason, RequestGuard, RequestStart, lock, metrics::Flow, security::Principals, shared::Shared,
+};
 use crate::model::{ResourceName, SpiffeId};
 
 /// One end of a connection.
@@ -28,12 +30,16 @@ pub struct Peer {
 pub enum Protocol {
     #[default]
     Tcp,
+    Http,
+    Grpc,
 }
 
 impl Protocol {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
+            Self::Http => "http",
+            Self::Grpc => "grpc",
         }
     }
 }
@@ -254,6 +260,15 @@ impl ConnGuard {
     /// Smoothed round-trip time and retransmitted segments of the upstream leg (`TCP_INFO`).
     pub fn set_rtt(&self, rtt: Duration, retransmits: u32) {
         self.conn.set_rtt(rtt, retransmits);
+    }
+
+    /// Says that requests are read from the connection: they are reported, each by its own guard, and the connection is
+    /// neither counted in the TCP metrics nor written to the access log, unless it ends without a request.
+    pub fn set_protocol(&self, _protocol: Protocol) {}
+
+    /// A request has come on the connection.
+    pub fn request(&self, start: RequestStart) -> RequestGuard {
+        RequestGuard::new(Arc::clone(&self.shared), Arc::clone(&self.conn), start)
     }
 
     /// The connection ended. The counters must be final.

@@ -14,6 +14,7 @@ mod metrics;
 pub(crate) mod process;
 pub mod reason;
 mod refresh;
+mod request;
 mod row;
 mod rows;
 pub(crate) mod security;
@@ -39,6 +40,7 @@ pub use metrics::{
 };
 pub use reason::{Party, Reason};
 pub use refresh::REFRESH;
+pub use request::{RequestBytes, RequestGuard, RequestStart, TraceContext};
 pub use row::Connection;
 use shared::{ActiveCounts, Shared};
 

@@ -159,6 +159,69 @@ reasons! {
     /// The agent failed otherwise; the log has the error.
     Internal = "internal_error", "IE", Agent,
         "The agent failed. Its log has the error.";
+    /// The service port has routes and none matches the request.
+    RouteNotFound = "route_not_found", "NR", Agent,
+        "The service has routes and none of their rules matches the request. `mesh-agent routes SERVICE` shows them in their order.";
+    /// The rule's backend is not a service, or not there.
+    BackendNotFound = "backend_not_found", "NC", Agent,
+        "The rule sends the request to a backend that does not exist or is not a Service. `mesh-agent routes SERVICE` says which.";
+    /// The deadline for the whole request.
+    RequestTimeout = "request_timeout", "UT", Upstream,
+        "The request was not answered within its timeout, all attempts together. `mesh-agent explain` shows where the timeout is set.";
+    /// The deadline of one attempt, and no other was left.
+    AttemptTimeout = "attempt_timeout", "UT", Upstream,
+        "The last attempt was not answered within the timeout of one attempt.";
+    /// Nothing moved for the idle timeout.
+    IdleTimeout = "idle_timeout", "SI", Upstream,
+        "Nothing moved on the stream in either direction for as long as TrafficPolicy timeouts.idle allows.";
+    /// `timeouts.maxStream`.
+    StreamTimeout = "stream_timeout", "DT", Agent,
+        "The stream lasted as long as TrafficPolicy timeouts.maxStream allows.";
+    /// The deadline that the client sent.
+    DeadlineExceeded = "deadline_exceeded", "UT", Client,
+        "The deadline that the client sent with its request (grpc-timeout) passed.";
+    /// A retry was due and the service's budget had none left.
+    RetryBudget = "retry_budget", "URX", Agent,
+        "The request failed and the retry budget of the service is used up: too large a share of its requests fails. Look at the endpoints.";
+    /// Every retry was used and the last attempt failed as well.
+    RetriesExhausted = "retries_exhausted", "URX", Upstream,
+        "Every attempt that the retry policy allows has failed; the answer is that of the last one.";
+    /// Too many requests in flight.
+    RequestLimit = "request_limit", "UO", Agent,
+        "A limit of requests in flight of the service's TrafficPolicy is reached.";
+    /// Too many requests wait, or one waited too long.
+    PendingLimit = "pending_limit", "UO", Agent,
+        "Too many requests wait for the service's limits, or one waited longer than pendingTimeout.";
+    /// A rate limit.
+    RateLimited = "rate_limited", "RL", Agent,
+        "A rate limit of the destination's TrafficPolicy refused the request.";
+    /// The client broke HTTP.
+    BadRequest = "bad_request", "DPE", Client,
+        "The client sent what is not a valid request, or one that two servers could read in two ways. The log says what.";
+    /// Headers, their number or the URI are too large.
+    RequestTooLarge = "request_too_large", "DPE", Client,
+        "The headers of the request, their number or its URI are larger than the agent takes.";
+    /// The client did not send its headers or body in time.
+    ClientTimeout = "client_timeout", "DT", Client,
+        "The client did not send the request within the time that the agent gives it.";
+    /// Not HTTP on a port that is declared as HTTP.
+    NotHttp = "not_http", "DPE", Client,
+        "The port is declared as HTTP and the client spoke something else. Declare the port (appProtocol: tcp), or leave it undeclared to have it detected.";
+    /// The client's protocol violations or floods ended the connection.
+    ClientAbuse = "client_abuse", "DPE", Client,
+        "The client flooded its HTTP/2 connection (resets, pings, settings, continuations) and it was closed.";
+    /// The upstream broke HTTP.
+    UpstreamProtocol = "upstream_protocol", "UPE", Upstream,
+        "The upstream answered with what is not a valid response. Does it speak the version of HTTP that the port declares?";
+    /// The upstream refused the stream (REFUSED_STREAM, GOAWAY).
+    StreamRefused = "stream_refused", "UR", Upstream,
+        "The upstream refused the HTTP/2 stream before it did anything with it.";
+    /// The upstream reset one stream.
+    StreamReset = "stream_reset", "UR", Upstream,
+        "The upstream reset the HTTP/2 stream of the request.";
+    /// A gRPC stream ended without its status.
+    GrpcStatusMissing = "grpc_status_missing", "UPE", Upstream,
+        "The upstream ended a gRPC stream without a grpc-status.";
     /// Seen by the kernel only: the connection was not established.
     ConnectFailed = "connect_failed", "UF", Upstream,
         "The connection was not captured and could not be established.";
@@ -186,6 +249,12 @@ impl Reason {
                 | Self::CertificateRevoked
                 | Self::HandshakeLimit
                 | Self::AgentPort
+                | Self::RouteNotFound
+                | Self::BackendNotFound
+                | Self::RetryBudget
+                | Self::RequestLimit
+                | Self::PendingLimit
+                | Self::RateLimited
         )
     }
 }

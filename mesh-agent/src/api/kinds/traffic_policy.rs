@@ -155,12 +155,14 @@ impl TrafficPolicySpec {
                 .map_or_else(Default::default, |lb| model::LoadBalancer {
                     strategy: lb.strategy,
                     slow_start: lb.slow_start.map(|d| d.0).filter(|d| !d.is_zero()),
+                    ..model::LoadBalancer::default()
                 }),
             limits: self
                 .limits
-                .map_or_else(Default::default, |limits| model::ConnectionLimits {
+                .map_or_else(Default::default, |limits| model::Limits {
                     max_connections: limits.max_connections,
                     max_connections_per_endpoint: limits.max_connections_per_endpoint,
+                    ..model::Limits::default()
                 }),
             breaker: self
                 .circuit_breaker
@@ -182,6 +184,7 @@ impl TrafficPolicySpec {
                 .timeouts
                 .and_then(|timeouts| timeouts.connect)
                 .map(|d| d.0),
+            ..model::TrafficPolicy::default()
         }
     }
 }

@@ -6,10 +6,7 @@ use super::*;
 use crate::{
     balance::Balancer,
     catalog::{Upstream, UpstreamEndpoint},
-    model::{
-        AppProtocol, CircuitBreaker, ConnectionLimits, Endpoint, Service, ServicePort,
-        TrafficPolicy,
-    },
+    model::{AppProtocol, CircuitBreaker, Endpoint, Limits, Service, ServicePort, TrafficPolicy},
     proxy::{
         accept::meta,
         connect::{Client, Connected, Link, to_service},
@@ -258,9 +255,10 @@ async fn all_breakers_open_refuse_at_once_and_recover() {
 
 fn limits(service: Option<u32>, endpoint: Option<u32>) -> TrafficPolicy {
     TrafficPolicy {
-        limits: ConnectionLimits {
+        limits: Limits {
             max_connections: service,
             max_connections_per_endpoint: endpoint,
+            ..Limits::default()
         },
         ..TrafficPolicy::default()
     }

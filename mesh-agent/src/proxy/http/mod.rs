@@ -1,0 +1,5 @@
+//! HTTP: requests that are read, decided on one by one and sent on.
+//!
+//! `detect` tells what a client speaks, `server` reads requests, `outbound` and `inbound` are the two pipelines, `attempt`
+//! is one try at one endpoint, `pool` keeps the connections upstream, `body` streams, counts and replays, `reply` are the
+//! answers that the proxy makes itself.

@@ -1,0 +1,92 @@
+//! One rule of a route, as a request meets it.
+
+use std::{sync::Arc, time::Duration};
+
+use super::Filters;
+use crate::model::{ResourceName, RetryPolicy, Timeouts};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+pub enum RouteKind {
+    #[serde(rename = "GRPCRoute")]
+    Grpc,
+    #[serde(rename = "HTTPRoute")]
+    Http,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct RouteId {
+    pub kind: RouteKind,
+    pub name: ResourceName,
+}
+
+/// A rule, shared by all of its matches. It lives on unchanged from one snapshot to the next while its route and what is
+/// attached to it are the same: its split goes on where it was.
+#[derive(Debug)]
+pub struct Rule {
+    pub route: RouteId,
+    /// Position in its route, from 0.
+    pub index: usize,
+    /// `rules[].name`.
+    pub name: Option<Arc<str>>,
+    /// `HTTPRoute/shop/canary#0`, for logs, metrics and spans.
+    pub label: Arc<str>,
+    pub filters: Filters,
+    pub backends: Vec<Backend>,
+    pub timeouts: RouteTimeouts,
+    pub retry: Option<RouteRetry>,
+    /// From the TrafficPolicy that is attached to the route.
+    pub policy: Option<Arc<RoutePolicy>>,
+    pub(super) split: super::table::Split,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    /// Service and port; or why its share gets 500.
+    pub service: Result<(ResourceName, u16), BackendError>,
+    pub weight: u32,
+    pub filters: Filters,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub enum BackendError {
+    /// ResolvedRefs=False, InvalidKind.
+    InvalidKind,
+    /// ResolvedRefs=False, BackendNotFound: no such service, or it has no such port.
+    NotFound,
+}
+
+/// `rules[].timeouts`; `Some(ZERO)` disables what a TrafficPolicy says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteTimeouts {
+    pub request: Option<Duration>,
+    pub backend_request: Option<Duration>,
+}
+
+/// `rules[].retry` of the experimental channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteRetry {
+    /// Retries after the first attempt; `None`: 1.
+    pub attempts: Option<u32>,
+    /// Empty: 500, 502, 503, 504.
+    pub codes: Vec<u16>,
+    /// The least wait.
+    pub backoff: Option<Duration>,
+}
+
+/// What a TrafficPolicy that is attached to a route sets; the rest is the service's.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RoutePolicy {
+    pub retry: Option<RetryPolicy>,
+    /// `Some(ZERO)` disables.
+    pub timeouts: Timeouts,
+    pub redistribute_unavailable: Option<bool>,
+}
+
+impl Rule {
+    /// The backend of the next request, by position in `backends`: smooth weighted round robin over the declared
+    /// weights. `redistribute`: those for which `available` is false take no part, unless that leaves nobody.
+    /// `None`: no backend has weight.
+    pub fn pick(&self, redistribute: bool, available: impl Fn(&Backend) -> bool) -> Option<usize> {
+        self.split.pick(&self.backends, redistribute, available)
+    }
+}
