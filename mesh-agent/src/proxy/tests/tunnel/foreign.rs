@@ -1,8 +1,8 @@
 //! Peers made of h2 and rustls alone, of which none of the code is ours.
 
+use ::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use h2::{client::SendRequest, server};
-use http::{Method, Request, Response, StatusCode};
 use tokio::task::JoinHandle;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -76,7 +76,7 @@ async fn requests_that_are_no_hbone() {
         ("x-unknown", b"1"),
     ] {
         odd.headers_mut()
-            .insert(name, http::HeaderValue::from_bytes(value).unwrap());
+            .insert(name, ::http::HeaderValue::from_bytes(value).unwrap());
     }
     assert_eq!(status(&mut requests, odd).await.unwrap(), StatusCode::OK);
 }
