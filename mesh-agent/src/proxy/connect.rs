@@ -25,7 +25,7 @@ use crate::{
     balance::{self, Candidates},
     capture::sys::tcp::bind_address_no_port,
     catalog::{Upstream, UpstreamEndpoint},
-    model::ResourceName,
+    model::{ResourceName, SpiffeId},
     resilience::{Attempt, Permit, Transition},
     telemetry::Reason,
 };
@@ -35,6 +35,8 @@ pub(super) struct Connected {
     pub(super) link: Link,
     /// Of the service and of the endpoint.
     pub(super) permits: Option<[Permit; 2]>,
+    /// Who dials and who was dialled, as mutual TLS proved it.
+    pub(super) principals: Option<(SpiffeId, SpiffeId)>,
 }
 
 /// How it is connected.
@@ -62,20 +64,30 @@ struct Failure {
 impl Failure {
     /// Ours: it says nothing about the address, and another would fare no better.
     fn is_ours(&self) -> bool {
-        matches!(
-            self.reason,
-            Reason::NoDescriptors
-                | Reason::Internal
-                | Reason::WorkloadGone
-                | Reason::NoCertificate
-                | Reason::HandshakeLimit
-        )
+        is_ours(self.reason)
     }
 
     /// The other side answered, and means it: no failure of the endpoint, and not to be asked of the next.
     fn is_verdict(&self) -> bool {
-        matches!(self.reason, Reason::DeniedByPeer | Reason::AgentPort)
+        is_verdict(self.reason)
     }
+}
+
+/// See [`Failure::is_ours`].
+pub(super) fn is_ours(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NoDescriptors
+            | Reason::Internal
+            | Reason::WorkloadGone
+            | Reason::NoCertificate
+            | Reason::HandshakeLimit
+    )
+}
+
+/// See [`Failure::is_verdict`].
+pub(super) fn is_verdict(reason: Reason) -> bool {
+    matches!(reason, Reason::DeniedByPeer | Reason::AgentPort)
 }
 
 impl From<io::Error> for Failure {
@@ -114,15 +126,12 @@ pub(super) async fn to_address(
     report: &Report,
 ) -> Result<Connected, Reason> {
     let deadline = Instant::now() + shared.options.connect_timeout;
-    let reaching = reach(shared, pod, address, None, client, deadline, report);
+    let reaching = reach(shared, pod, address, None, client, deadline);
     let result = timeout_at(deadline, reaching)
         .await
         .unwrap_or_else(|_| Err(timed_out()));
     result
-        .map(|link| Connected {
-            link,
-            permits: None,
-        })
+        .inspect(|connected| tell_principals(connected, report))
         .map_err(|failure| {
             if failure.is_ours() {
                 tracing::warn!(workload = %pod.name(), upstream = %address, error = %failure, "cannot connect");
@@ -158,9 +167,7 @@ pub(super) async fn to_service(
         let endpoint = &upstream.endpoints[index].endpoint;
         let address = endpoint.address;
         report.set_upstream(address, endpoint.workload.clone());
-        let mut dialling = pin!(reach(
-            shared, pod, address, service, client, deadline, report
-        ));
+        let mut dialling = pin!(reach(shared, pod, address, service, client, deadline));
         let soon = attempt_deadline(Instant::now(), deadline, options.attempt_timeout);
         let (result, following) = match timeout_at(soon, dialling.as_mut()).await {
             Ok(result) => (result, None),
@@ -176,13 +183,12 @@ pub(super) async fn to_service(
             },
         };
         let failure = match result {
-            Ok(link) => {
+            Ok(mut connected) => {
                 tell(attempt.succeeded(now()), upstream, address);
                 upstream.balancer.report(index, true);
-                return Ok(Connected {
-                    link,
-                    permits: Some([service_permit, permit]),
-                });
+                tell_principals(&connected, report);
+                connected.permits = Some([service_permit, permit]);
+                return Ok(connected);
             }
             Err(failure) => failure,
         };
@@ -302,8 +308,7 @@ async fn reach(
     service: Option<&ResourceName>,
     client: Client,
     deadline: Instant,
-    report: &Report,
-) -> Result<Link, Failure> {
+) -> Result<Connected, Failure> {
     let tunnel = {
         let catalog = shared.catalog.load();
         match decide::way(&catalog, |name| shared.catalog.is_captured(name), address)? {
@@ -327,12 +332,25 @@ async fn reach(
     };
     let Some(request) = tunnel else {
         let leg = dial(pod, &shared.options, address, client).await?;
-        return Ok(Link::Plain(leg));
+        return Ok(Connected {
+            link: Link::Plain(leg),
+            permits: None,
+            principals: None,
+        });
     };
-    let (source, expected) = (request.source.clone(), request.expected.clone());
+    let principals = (request.source.clone(), request.expected.clone());
     let stream = shared.tunnels.open(pod, request).await?;
-    report.set_security(Some(source), Some(expected));
-    Ok(Link::Tunnel(Box::new(stream)))
+    Ok(Connected {
+        link: Link::Tunnel(Box::new(stream)),
+        permits: None,
+        principals: Some(principals),
+    })
+}
+
+fn tell_principals(connected: &Connected, report: &Report) {
+    if let Some((source, destination)) = &connected.principals {
+        report.set_security(Some(source.clone()), Some(destination.clone()));
+    }
 }
 
 /// Connects a socket of the pod; without a deadline of its own.

@@ -74,7 +74,7 @@ pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Ac
     })
     .await;
     match connected {
-        Ok(Connected { link, permits }) => {
+        Ok(Connected { link, permits, .. }) => {
             let _permits = permits;
             match link {
                 Link::Plain(leg) => tcp::run(client, leg, &shared, report).await,

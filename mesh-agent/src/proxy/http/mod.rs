@@ -3,3 +3,12 @@
 //! `detect` tells what a client speaks, `server` reads requests, `outbound` and `inbound` are the two pipelines, `attempt`
 //! is one try at one endpoint, `pool` keeps the connections upstream, `body` streams, counts and replays, `reply` are the
 //! answers that the proxy makes itself.
+
+// mod server; (after body)
+
+/// The versions that are spoken; HTTP/1.0 is a kind of HTTP/1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::proxy) enum HttpVersion {
+    Http1,
+    Http2,
+}
