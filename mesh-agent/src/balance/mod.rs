@@ -5,6 +5,7 @@
 //! session affinity) and allocates nothing.
 
 mod candidates;
+mod ewma;
 mod key;
 mod random;
 mod seen;
@@ -23,6 +24,7 @@ use std::{
 };
 
 pub use candidates::Candidates;
+pub use ewma::{DECAY, PeakEwma};
 pub use key::{client_key, endpoint_key};
 pub use slow_start::{AGGRESSION, slow_start_share};
 
