@@ -74,7 +74,10 @@ const SEND_BUFFER: usize = 256 << 10;
 
 /// Answers requests.
 pub(in crate::proxy) trait Handler: Send + Sync + 'static {
-    fn call(self: Arc<Self>, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+    fn call(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Body>> + Send;
 }
 
 /// How a connection ended, as far as its own protocol goes.
@@ -238,7 +241,8 @@ impl Activity {
             return None;
         }
         let now = self.millis();
-        let past = |since: u64, limit: Duration| now.saturating_sub(since) >= limit.as_millis() as u64;
+        let past =
+            |since: u64, limit: Duration| now.saturating_sub(since) >= limit.as_millis() as u64;
         let head = self.head.load(Ordering::Relaxed);
         // In HTTP/2 what comes between streams may be a PING as well; there the idle time is the bound.
         if version == HttpVersion::Http1 && head > 0 && past(head - 1, settings.header_timeout) {

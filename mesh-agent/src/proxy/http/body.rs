@@ -1,0 +1,160 @@
+//! The one body type: what hyper sends to clients and to upstreams.
+//!
+//! `replay` is the request on its way up, kept as far as it may have to be sent again; `relay` is the response on its way
+//! down, watched to its end; `cut` says what it means when a stream breaks off.
+
+mod cut;
+mod relay;
+mod replay;
+#[cfg(test)]
+mod script;
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+
+pub(in crate::proxy) use self::{
+    cut::Cut,
+    relay::{End, Finish, Relay, Times},
+    replay::{Attempt, Replay, Sent},
+};
+use crate::telemetry::Reason;
+
+/// A request's or a response's body.
+#[derive(Default)]
+pub(in crate::proxy) enum Body {
+    #[default]
+    Empty,
+    /// Bytes that the proxy wrote itself.
+    Fixed(Bytes),
+    /// A client's request, as one attempt sends it.
+    Attempt(Attempt),
+    /// An upstream's response.
+    Relay(Box<Relay<dyn Finish>>),
+}
+
+impl Body {
+    pub(in crate::proxy) fn fixed(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        if bytes.is_empty() {
+            Self::Empty
+        } else {
+            Self::Fixed(bytes)
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Empty => "Empty",
+            Self::Fixed(_) => "Fixed",
+            Self::Attempt(_) => "Attempt",
+            Self::Relay(_) => "Relay",
+        };
+        f.debug_tuple("Body").field(&kind).finish()
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Fixed(bytes) => {
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Self::Attempt(attempt) => attempt.poll_frame(cx),
+            Self::Relay(relay) => relay.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Fixed(bytes) => bytes.is_empty(),
+            Self::Attempt(attempt) => attempt.is_end_stream(),
+            Self::Relay(relay) => relay.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Fixed(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Attempt(attempt) => attempt.size_hint(),
+            Self::Relay(relay) => relay.size_hint(),
+        }
+    }
+}
+
+/// Why a body was cut short. hyper ends an HTTP/1 connection with it, and resets an HTTP/2 stream with the code that it
+/// finds as the source.
+#[derive(Debug, thiserror::Error)]
+#[error("the body was cut short: {reason}")]
+pub(in crate::proxy) struct BodyError {
+    pub(in crate::proxy) reason: Reason,
+    #[source]
+    code: h2::Error,
+}
+
+impl BodyError {
+    fn new(reason: Reason, code: h2::Reason) -> Self {
+        Self {
+            reason,
+            code: code.into(),
+        }
+    }
+}
+
+/// Where the frames of a body come from.
+pub(in crate::proxy) enum Source {
+    Incoming(Incoming),
+    #[cfg(test)]
+    Script(script::Script),
+}
+
+impl From<Incoming> for Source {
+    fn from(incoming: Incoming) -> Self {
+        Self::Incoming(incoming)
+    }
+}
+
+impl Source {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match self {
+            Self::Incoming(incoming) => Pin::new(incoming)
+                .poll_frame(cx)
+                .map_err(|error| Cut::of(&error)),
+            #[cfg(test)]
+            Self::Script(script) => script.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Incoming(incoming) => incoming.is_end_stream(),
+            #[cfg(test)]
+            Self::Script(script) => script.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Incoming(incoming) => incoming.size_hint(),
+            #[cfg(test)]
+            Self::Script(script) => script.size_hint(),
+        }
+    }
+}

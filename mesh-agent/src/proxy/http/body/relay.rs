@@ -1,0 +1,270 @@
+//! An upstream's response on its way to the client, watched to its end.
+//!
+//! Counts bytes, reads grpc-status out of the trailers, and keeps the deadlines of the request. Whatever happens, its
+//! [`Finish`] hears of the end exactly once: also when the client goes away and hyper drops the body.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use ::http::{HeaderMap, HeaderValue, StatusCode, response};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{Body, BodyError, Sent, Source};
+use crate::telemetry::{Reason, RequestBytes};
+
+/// How a response ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::proxy) struct End {
+    /// [`Reason::Completed`] or what cut it.
+    pub(in crate::proxy) reason: Reason,
+    /// From the headers or the trailers.
+    pub(in crate::proxy) grpc_status: Option<u32>,
+    /// The upstream has sent the whole response.
+    pub(in crate::proxy) complete: bool,
+}
+
+/// Hears of the end, exactly once.
+pub(in crate::proxy) trait Finish: Send {
+    fn finish(&mut self, end: End);
+}
+
+impl<F: FnMut(End) + Send> Finish for F {
+    fn finish(&mut self, end: End) {
+        self(end);
+    }
+}
+
+/// What bounds a response in time; `None` is no bound.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::proxy) struct Times {
+    /// From the first time that the request has gone out whole.
+    pub(in crate::proxy) request: Option<Duration>,
+    /// From the time that this attempt's request has.
+    pub(in crate::proxy) attempt: Option<Duration>,
+    /// The client's own deadline (grpc-timeout).
+    pub(in crate::proxy) client: Option<Instant>,
+    /// `timeouts.maxStream`, as a time.
+    pub(in crate::proxy) stream: Option<Instant>,
+    /// Nothing moves in either direction.
+    pub(in crate::proxy) idle: Option<Duration>,
+}
+
+impl Times {
+    fn any(&self) -> bool {
+        self.request.is_some()
+            || self.attempt.is_some()
+            || self.client.is_some()
+            || self.stream.is_some()
+            || self.idle.is_some()
+    }
+}
+
+/// The body of a response towards the client.
+pub(in crate::proxy) struct Relay<F: Finish + ?Sized> {
+    source: Option<Source>,
+    bytes: Arc<RequestBytes>,
+    sent: Sent,
+    times: Times,
+    clock: Option<Pin<Box<Sleep>>>,
+    moved: Instant,
+    /// The request was gRPC and so is the answer: it must end with a status.
+    grpc: bool,
+    grpc_status: Option<u32>,
+    finished: bool,
+    finish: F,
+}
+
+impl<F: Finish + 'static> Relay<F> {
+    /// `grpc`: the request was gRPC.
+    pub(in crate::proxy) fn body(
+        head: &response::Parts,
+        source: impl Into<Source>,
+        grpc: bool,
+        sent: Sent,
+        times: Times,
+        bytes: Arc<RequestBytes>,
+        finish: F,
+    ) -> Body {
+        let mut relay = Self {
+            source: Some(source.into()),
+            bytes,
+            sent,
+            times,
+            clock: None,
+            moved: Instant::now(),
+            // Clients of gRPC read another HTTP status instead of a grpc-status.
+            grpc: grpc && head.status == StatusCode::OK,
+            grpc_status: grpc_status(&head.headers),
+            finished: false,
+            finish,
+        };
+        if relay.is_end_stream() {
+            // hyper does not poll what has ended.
+            relay.complete();
+            return Body::Empty;
+        }
+        Body::Relay(Box::new(relay))
+    }
+}
+
+impl<F: Finish + ?Sized> Relay<F> {
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self;
+        let Some(source) = &mut this.source else {
+            return Poll::Ready(None);
+        };
+        match source.poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if this.times.idle.is_some() {
+                    this.moved = Instant::now();
+                }
+                let ended = source.is_end_stream();
+                if let Some(data) = frame.data_ref() {
+                    this.bytes.add_response(data.len() as u64);
+                    if ended {
+                        this.complete();
+                    }
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    this.grpc_status = grpc_status(trailers).or(this.grpc_status);
+                    this.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(cut))) => {
+                let reason = cut.of_upstream();
+                this.end(reason, false);
+                Poll::Ready(Some(Err(BodyError::new(reason, cut.code()))))
+            }
+            Poll::Ready(None) => {
+                this.complete();
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                if this.times.any()
+                    && let Poll::Ready(reason) = this.poll_clock(cx)
+                {
+                    return Poll::Ready(Some(this.expire(reason)));
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.source.as_ref().is_none_or(Source::is_end_stream)
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.source
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Source::size_hint)
+    }
+
+    /// The deadline that comes first, and what it means.
+    fn next_deadline(&self) -> Option<(Instant, Reason)> {
+        let times = &self.times;
+        let after = |from: Option<Instant>, wait: Option<Duration>| Some(from? + wait?);
+        let request = times
+            .request
+            .and_then(|wait| after(self.sent.first_handed(), Some(wait)));
+        let attempt = times
+            .attempt
+            .and_then(|wait| after(self.sent.handed(), Some(wait)));
+        let idle = times
+            .idle
+            .map(|wait| self.moved.max(self.sent.moved()) + wait);
+        [
+            (request, Reason::RequestTimeout),
+            (times.client, Reason::DeadlineExceeded),
+            (attempt, Reason::AttemptTimeout),
+            (times.stream, Reason::StreamTimeout),
+            (idle, Reason::IdleTimeout),
+        ]
+        .into_iter()
+        .filter_map(|(at, reason)| Some((at?, reason)))
+        .min_by_key(|(at, _)| *at)
+    }
+
+    fn poll_clock(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        // Only while the request is still going out; it arms what runs from there.
+        let _ = self.sent.poll_handed(cx);
+        loop {
+            let Some((at, reason)) = self.next_deadline() else {
+                return Poll::Pending;
+            };
+            let clock = self.clock.get_or_insert_with(|| Box::pin(sleep_until(at)));
+            // Not reset for each frame: when it fires too early it is set anew.
+            if clock.deadline() > at {
+                clock.as_mut().reset(at);
+            }
+            if clock.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if at <= Instant::now() {
+                return Poll::Ready(reason);
+            }
+            clock.as_mut().reset(at);
+        }
+    }
+
+    /// A deadline has passed.
+    fn expire(&mut self, reason: Reason) -> Result<Frame<Bytes>, BodyError> {
+        if self.grpc {
+            self.grpc_status = Some(DEADLINE_EXCEEDED);
+            self.end(reason, false);
+            let mut trailers = HeaderMap::with_capacity(2);
+            trailers.insert("grpc-status", HeaderValue::from(DEADLINE_EXCEEDED));
+            trailers.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
+            return Ok(Frame::trailers(trailers));
+        }
+        self.end(reason, false);
+        Err(BodyError::new(reason, h2::Reason::CANCEL))
+    }
+
+    /// The upstream has sent everything.
+    fn complete(&mut self) {
+        let reason = if self.grpc && self.grpc_status.is_none() {
+            // To the client it goes as it came: its library says the same, and an invented status would hide the fault.
+            Reason::GrpcStatusMissing
+        } else {
+            Reason::Completed
+        };
+        self.end(reason, true);
+    }
+
+    fn end(&mut self, reason: Reason, complete: bool) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        // Before the report, so that what is reported as over holds no connection and no permit.
+        self.source = None;
+        self.clock = None;
+        self.sent.close();
+        self.finish.finish(End {
+            reason,
+            grpc_status: self.grpc_status,
+            complete,
+        });
+    }
+}
+
+impl<F: Finish + ?Sized> Drop for Relay<F> {
+    fn drop(&mut self) {
+        self.end(Reason::ClientReset, false);
+    }
+}
+
+const DEADLINE_EXCEEDED: u32 = 4;
+
+fn grpc_status(headers: &HeaderMap) -> Option<u32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
