@@ -53,12 +53,12 @@ pub(crate) fn check(format: &str, text: &str) -> Result<(), String> {
         "principal-pattern" => return pattern::check_principal(text),
         "namespace-pattern" => return pattern::check_namespace(text),
         "service-account" => return pattern::check_service_account(text),
-        _ => (true, ""),
+        _ => return requests::check(format, text).unwrap_or(Ok(())),
     };
     if ok { Ok(()) } else { Err(expected.to_owned()) }
 }
 
-/// Every format that `check` knows.
+/// Every format that `check` knows, besides those of requests.
 #[cfg(test)]
 pub(crate) const KNOWN: &[&str] = &[
     "dns-1123-label",
@@ -145,6 +145,13 @@ macro_rules! string_type {
         }
     };
 }
+
+// Below the macro, which it uses.
+mod requests;
+
+#[cfg(test)]
+pub(crate) use requests::KNOWN as KNOWN_OF_REQUESTS;
+pub use requests::{CookieName, GrpcCode, Header, StatusRange};
 
 /// An address that a workload or service can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,8 +1,9 @@
 //! Checks that need one resource only and that a schema cannot say.
 
 mod authorization;
+mod traffic;
 
-use std::{collections::HashSet, net::IpAddr, time::Duration};
+use std::{collections::HashSet, net::IpAddr};
 
 use super::{
     document::Resource,
@@ -10,7 +11,7 @@ use super::{
     format::ClusterIp,
     kinds::{
         AddressType, EndpointSlice, MeshPolicy, Namespace, OutboundMode, Service, TargetPort,
-        TrafficPolicy, Workload,
+        Workload,
     },
     metadata::{ENABLED_LABEL, Labels},
     path::Path,
@@ -25,7 +26,7 @@ pub(crate) fn check(resource: &Resource, problems: &mut Vec<Problem>) {
         Resource::EndpointSlice(object) => endpoint_slice(object, problems),
         Resource::Workload(object) => workload(object, problems),
         Resource::MeshPolicy(object) => mesh_policy(object, problems),
-        Resource::TrafficPolicy(object) => traffic_policy(object, problems),
+        Resource::TrafficPolicy(object) => traffic::check(object, problems),
         Resource::AuthorizationPolicy(object) => authorization::check(object, problems),
     }
 }
@@ -263,79 +264,5 @@ fn requirements(selector: &LabelSelector, path: &Path, problems: &mut Vec<Proble
             }
             _ => {}
         }
-    }
-}
-
-fn traffic_policy(policy: &TrafficPolicy, problems: &mut Vec<Problem>) {
-    let spec = &policy.spec;
-    let mut targets = HashSet::new();
-    for (index, target) in spec.target_refs.iter().enumerate() {
-        if !targets.insert(&target.name) {
-            let path = Path::of("spec.targetRefs").index(index).key("name");
-            problems.push(Problem::new(
-                path,
-                format!("Service {} is given twice", target.name),
-            ));
-        }
-    }
-    if let Some(timeouts) = &spec.timeouts
-        && timeouts.connect.is_some_and(|connect| connect.0.is_zero())
-    {
-        let path = Path::of("spec.timeouts.connect");
-        problems.push(Problem::expected(path, "more than 0s", "0s"));
-    }
-    if let Some(limits) = &spec.limits
-        && let (Some(all), Some(each)) =
-            (limits.max_connections, limits.max_connections_per_endpoint)
-        && each > all
-    {
-        let path = Path::of("spec.limits.maxConnectionsPerEndpoint");
-        let message = format!("{each} can never be reached, since maxConnections is {all}");
-        problems.push(Problem::warning(path, message));
-    }
-    breaker(policy, problems);
-}
-
-fn breaker(policy: &TrafficPolicy, problems: &mut Vec<Problem>) {
-    let Some(breaker) = &policy.spec.circuit_breaker else {
-        return;
-    };
-    let path = Path::of("spec.circuitBreaker");
-    if breaker.failure_ratio.is_none() {
-        for (set, field) in [
-            (breaker.window.is_some(), "window"),
-            (breaker.min_volume.is_some(), "minVolume"),
-        ] {
-            if set {
-                let message = format!("{field} means nothing without failureRatio");
-                problems
-                    .push(Problem::new(path.key(field), message).wanted("failureRatio as well"));
-            }
-        }
-    }
-    let positive = [
-        (breaker.window, "window"),
-        (breaker.recovery_timeout, "recoveryTimeout"),
-        (breaker.max_recovery_timeout, "maxRecoveryTimeout"),
-    ];
-    for (duration, field) in positive {
-        if duration.is_some_and(|duration| duration.0 == Duration::ZERO) {
-            problems.push(Problem::expected(path.key(field), "more than 0s", "0s"));
-        }
-    }
-    let first = breaker.recovery_timeout();
-    if let Some(longest) = breaker.max_recovery_timeout
-        && longest.0 < first
-        && !longest.0.is_zero()
-    {
-        let expected = format!(
-            "at least recoveryTimeout, {}",
-            super::format::GepDuration(first)
-        );
-        problems.push(Problem::expected(
-            path.key("maxRecoveryTimeout"),
-            expected,
-            longest,
-        ));
     }
 }

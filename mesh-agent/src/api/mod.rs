@@ -30,7 +30,9 @@ use std::{path::Path, sync::Arc};
 
 pub use diff::Diff;
 pub use error::{ConfigError, Warning};
-pub use format::{Cidr, ClusterIp, GepDuration, Port, UnicastIp};
+pub use format::{
+    Cidr, ClusterIp, CookieName, GepDuration, GrpcCode, Header, Port, StatusRange, UnicastIp,
+};
 pub use kinds::*;
 pub(crate) use loader::is_yaml;
 pub use loader::{Loader, Outcome};

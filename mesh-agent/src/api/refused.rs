@@ -20,23 +20,22 @@ pub(super) fn field(kind: &str, path: &Path) -> Option<String> {
             "not yet supported: a policy is for workloads, which spec.selector names"
         }
         ("AuthorizationPolicy", "spec.provider") => "not supported: the agent decides by itself",
-        ("TrafficPolicy", "spec.retry" | "spec.retries" | "spec.rateLimit" | "spec.health") => {
-            "not yet supported: this version balances connections, not requests"
+        ("TrafficPolicy", "spec.retry") => "write retries",
+        ("TrafficPolicy", "spec.rateLimit") => "write rateLimits, a list",
+        ("TrafficPolicy", "spec.health") => "write healthCheck",
+        ("TrafficPolicy", "spec.outlierDetection") => "write circuitBreaker",
+        ("TrafficPolicy", "spec.tls") => {
+            "not supported: mTLS between workloads is of the mesh, see MeshPolicy spec.mtls"
         }
-        (
-            "TrafficPolicy",
-            "spec.timeouts.request" | "spec.timeouts.backendRequest" | "spec.timeouts.idle",
-        ) => {
-            "not yet supported: this version knows connections, not requests; only timeouts.connect applies"
-        }
-        ("TrafficPolicy", "spec.loadBalancer.locality" | "spec.loadBalancer.consistentHash") => {
-            "not yet supported"
+        ("TrafficPolicy", "spec.timeouts.backendRequest") => "write timeouts.attempt",
+        ("TrafficPolicy", "spec.timeouts.perTry" | "spec.retries.perTryTimeout") => {
+            "write timeouts.attempt"
         }
         ("TrafficPolicy", "spec.targetRefs.sectionName") => {
-            "not yet supported: a TrafficPolicy applies to every port of the Service"
+            "not yet supported: a TrafficPolicy applies to every port of a Service and every rule of a route"
         }
         ("TrafficPolicy", "spec.targetRefs.namespace") => {
-            "not supported: a TrafficPolicy applies to Services of its own namespace"
+            "not supported: a TrafficPolicy applies to Services and routes of its own namespace"
         }
         ("Service", "spec.trafficDistribution") => {
             "not yet supported: this version does not prefer near endpoints"
@@ -88,9 +87,6 @@ pub(super) fn value(kind: &str, path: &Path, value: &str) -> Option<String> {
         }
         ("EndpointSlice", "addressType", "FQDN") => {
             "not supported, the mesh serves addresses and not DNS names: expected IPv4 or IPv6"
-        }
-        ("TrafficPolicy", "spec.loadBalancer.strategy", "consistent_hash" | "peak_ewma") => {
-            "not yet supported: expected one of round_robin, weighted_round_robin, least_connections, random"
         }
         ("MeshPolicy", "spec.sameNode", "direct") => {
             "not yet supported, traffic within a node takes the tunnel as well: expected mtls"

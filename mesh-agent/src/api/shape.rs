@@ -225,7 +225,10 @@ impl Check<'_> {
             .map(|name| (distance(key, name), *name))
             .min()
             .filter(|(distance, name)| *distance <= 1 + name.len() / 4);
-        let expected = format!("one of {}", known.join(", "));
+        let expected = match known.is_empty() {
+            true => "none".to_owned(),
+            false => format!("one of {}", known.join(", ")),
+        };
         let message = match nearest {
             Some((_, name)) => format!("unknown field, did you mean {name}? expected {expected}"),
             None => format!("unknown field, expected {expected}"),
@@ -413,6 +416,10 @@ pub(crate) fn compile(schema: &Json, root: &Json, at: &str) -> Result<Shape, Com
                 };
                 Shape::Struct { fields, required }
             }
+            (None, Some(Json::Bool(false))) => Shape::Struct {
+                fields: BTreeMap::new(),
+                required: Vec::new(),
+            },
             (None, values) => Shape::Map {
                 keys: object
                     .get("propertyNames")

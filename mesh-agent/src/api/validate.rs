@@ -9,6 +9,7 @@ use std::{
 };
 
 mod security;
+mod traffic;
 
 use super::{
     Config,
@@ -275,7 +276,15 @@ pub(crate) fn validate(
     for (service, placed) in services.iter() {
         service_selector(service, placed, &workloads, &index, &with_slices, findings);
     }
-    traffic_targets(&traffic_policies, &service_names, findings);
+    traffic::targets(
+        &traffic_policies,
+        &traffic::Targets {
+            services: &service_names,
+            http_routes: &HashSet::new(),
+            grpc_routes: &HashSet::new(),
+        },
+        findings,
+    );
     policy_scopes(&mesh_policies, &workloads, environment, findings);
     let is_enrolled = enrolled(&namespaces.objects);
     fail_policies(
@@ -507,38 +516,6 @@ fn service_selector(
             let message =
                 format!("no selected workload has a port named {name:?}, expected {expected}");
             findings.of(placed, &Problem::new(path, message).wanted(expected));
-        }
-    }
-}
-
-/// One policy at most for a Service.
-fn traffic_targets(
-    policies: &Of<'_, TrafficPolicy>,
-    services: &HashSet<&ResourceName>,
-    findings: &mut Findings,
-) {
-    let mut targets: HashMap<ResourceName, Placed<'_>> = HashMap::new();
-    for (policy, placed) in policies.iter() {
-        for (nth, target) in policy.spec.target_refs.iter().enumerate() {
-            let path = Path::of("spec.targetRefs").index(nth).key("name");
-            let service = ResourceName::new(policy.name.namespace.clone(), target.name.as_str());
-            if !services.contains(&service) {
-                let message =
-                    format!("there is no Service {service}: the policy does nothing for it");
-                findings.of(placed, &Problem::warning(path.clone(), message));
-            }
-            if let Some(other) = targets.insert(service.clone(), *placed)
-                && !other.is(placed)
-            {
-                let message = format!(
-                    "Service {service} already has {}",
-                    other.describe("spec.targetRefs")
-                );
-                findings.of(
-                    placed,
-                    &Problem::new(path, message).wanted("one TrafficPolicy for a Service"),
-                );
-            }
         }
     }
 }

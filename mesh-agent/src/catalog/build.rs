@@ -3,8 +3,8 @@
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use super::{
-    CatalogOptions, authorization::Authorization, services::Services, snapshot::Snapshot,
-    workloads::Workloads,
+    CatalogOptions, authorization::Authorization, route_policies::RoutePolicies,
+    services::Services, snapshot::Snapshot, workloads::Workloads,
 };
 use crate::api::{Config, Diff};
 
@@ -16,6 +16,7 @@ pub(super) struct Builder {
     workloads: Workloads,
     services: Services,
     authorization: Authorization,
+    route_policies: RoutePolicies,
 }
 
 impl Builder {
@@ -24,6 +25,7 @@ impl Builder {
             config: Config::default(),
             workloads: Workloads::default(),
             authorization: Authorization::default(),
+            route_policies: RoutePolicies::default(),
             services: Services::new(&options.node),
             options,
         }
@@ -58,6 +60,8 @@ impl Builder {
         changed |=
             self.authorization
                 .update(previous, &mut next, &authorization, &self.workloads.trust());
+        let mut dirty_routes = HashSet::new();
+        self.route_policies.index(&traffic, &mut dirty_routes);
         let mut dirty = HashSet::new();
         self.services
             .index(&services, &slices, &traffic, &mut dirty);

@@ -7,6 +7,7 @@ mod authorization;
 mod build;
 mod inbound;
 mod merge;
+mod route_policies;
 mod services;
 mod snapshot;
 mod upstream;

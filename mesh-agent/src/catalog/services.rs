@@ -339,6 +339,7 @@ fn targets(policy: &Object<api::TrafficPolicy>) -> impl Iterator<Item = Resource
         .spec
         .target_refs
         .iter()
+        .filter(|target| target.kind == api::TargetKind::Service)
         .map(|target| ResourceName::new(Arc::clone(&policy.name.namespace), target.name.as_str()))
 }
 

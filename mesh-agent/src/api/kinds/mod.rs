@@ -19,6 +19,9 @@ pub use mesh_policy::{Exclude, Level, MeshPolicy, MeshPolicySpec, Mtls, Outbound
 pub use namespace::Namespace;
 pub use service::{Service, ServicePort, ServiceSpec, SessionAffinity, TargetPort};
 pub use traffic_policy::{
-    CircuitBreaker, Limits, LoadBalancer, TargetRef, Timeouts, TrafficPolicy, TrafficPolicySpec,
+    Backoff, CircuitBreaker, ConnectionPool, ConsistentHash, Cookie, GrpcProbe, HealthCheck,
+    HttpProbe, Limits, LoadBalancer, Locality, Prefer, RateLimit, RateLimitKey, Retries,
+    RetryBudget, RetryOn, TargetKind, TargetRef, TcpProbe, Timeouts, TrafficPolicy,
+    TrafficPolicySpec,
 };
 pub use workload::{Workload, WorkloadSpec};

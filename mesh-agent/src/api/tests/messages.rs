@@ -2,14 +2,14 @@
 
 use crate::api::{ConfigError, parse_bytes};
 
-fn errors(text: &str) -> Vec<String> {
+pub(super) fn errors(text: &str) -> Vec<String> {
     match parse_bytes("f", text.as_bytes()) {
         Ok((config, _)) => panic!("accepted {} resources of:\n{text}", config.resources()),
         Err(errors) => errors.iter().map(ToString::to_string).collect(),
     }
 }
 
-fn warnings(text: &str) -> Vec<String> {
+pub(super) fn warnings(text: &str) -> Vec<String> {
     match parse_bytes("f", text.as_bytes()) {
         Ok((_, warnings)) => warnings.iter().map(ToString::to_string).collect(),
         Err(errors) => panic!("{errors:#?}\nof:\n{text}"),
@@ -136,7 +136,7 @@ fn service(spec: &str) -> String {
     format!("{SERVICE}{spec}")
 }
 
-fn check_owned(table: &[(String, &[&str])]) {
+pub(super) fn check_owned(table: &[(String, &[&str])]) {
     let table: Vec<(&str, &[&str])> = table.iter().map(|(text, e)| (text.as_str(), *e)).collect();
     check(&table);
 }
@@ -279,11 +279,6 @@ fn policies() {
             "apiVersion: mesh.covet.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n{spec}"
         )
     };
-    let traffic = |name: &str, spec: &str| {
-        format!(
-            "apiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}}}\nspec:\n  targetRefs: [{{kind: Service, name: s}}]\n{spec}"
-        )
-    };
     check_owned(&[
         (
             mesh(
@@ -364,53 +359,6 @@ fn policies() {
                 "f:19:3: spec.selector: Workload default/w already has MeshPolicy default/a (f:9) at the same level",
             ],
         ),
-        (
-            traffic(
-                "t",
-                "  loadBalancer: {strategy: peak_ewma, slowStart: soon}\n  limits: {maxConnections: 0}\n  retry: {}\n",
-            ),
-            &[
-                "f:6:28: spec.loadBalancer.strategy: peak_ewma is not yet supported: expected one of round_robin, weighted_round_robin, least_connections, random",
-                "f:6:50: spec.loadBalancer.slowStart: expected a duration such as 500ms, 10s or 1m30s, got \"soon\"",
-                "f:7:28: spec.limits.maxConnections: expected 1..=4294967295, got 0",
-                "f:8:3: spec.retry: not yet supported: this version balances connections, not requests",
-            ],
-        ),
-        (
-            traffic(
-                "t",
-                "  circuitBreaker: {window: 10s, minVolume: 3, recoveryTimeout: 20s, maxRecoveryTimeout: 10s}\n  timeouts: {connect: 0s}\n",
-            ),
-            &[
-                "f:6:28: spec.circuitBreaker.window: window means nothing without failureRatio",
-                "f:6:44: spec.circuitBreaker.minVolume: minVolume means nothing without failureRatio",
-                "f:6:89: spec.circuitBreaker.maxRecoveryTimeout: expected at least recoveryTimeout, 20s, got 10s",
-                "f:7:23: spec.timeouts.connect: expected more than 0s, got 0s",
-            ],
-        ),
-        (
-            traffic(
-                "t",
-                "  circuitBreaker: {failureRatio: 50, maxEjectionPercent: 0}\n",
-            ),
-            &[
-                "f:6:34: spec.circuitBreaker.failureRatio: expected a number, 0.001..=1, got 50",
-                "f:6:58: spec.circuitBreaker.maxEjectionPercent: expected 1..=100, got 0",
-            ],
-        ),
-        (
-            format!("{}---\n{}", traffic("t", ""), traffic("u", "")),
-            &[
-                "f:11:38: spec.targetRefs[0].name: Service default/s already has TrafficPolicy default/t (f:5)",
-            ],
-        ),
-        (
-            traffic("t", "").replace("kind: Service,", "kind: Deployment, group: apps,"),
-            &[
-                "f:5:23: spec.targetRefs[0].kind: expected Service, got \"Deployment\"",
-                "f:5:42: spec.targetRefs[0].group: expected an empty string, got \"apps\"",
-            ],
-        ),
     ]);
 }
 
@@ -436,14 +384,6 @@ fn odd_but_legal() {
     assert_eq!(
         warnings(&format!("{policy}  selector: {{matchLabels: {{a: b}}}}\n")),
         ["f:6:3: spec.selector: the selector matches no workload of namespace x"]
-    );
-    let traffic = "apiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: t}\nspec:\n  targetRefs: [{kind: Service, name: s}]\n  limits: {maxConnections: 3, maxConnectionsPerEndpoint: 4}\n";
-    assert_eq!(
-        warnings(traffic),
-        [
-            "f:5:38: spec.targetRefs[0].name: there is no Service default/s: the policy does nothing for it",
-            "f:6:58: spec.limits.maxConnectionsPerEndpoint: 4 can never be reached, since maxConnections is 3",
-        ]
     );
     let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: e, labels: {kubernetes.io/service-name: s}}\naddressType: IPv4\n";
     assert_eq!(

@@ -35,7 +35,9 @@ fn every_format_of_a_schema_is_checked() {
     for format in found {
         let numeric = matches!(format.as_str(), "uint16" | "uint32" | "double");
         assert!(
-            numeric || super::format::KNOWN.contains(&format.as_str()),
+            numeric
+                || super::format::KNOWN.contains(&format.as_str())
+                || super::format::KNOWN_OF_REQUESTS.contains(&format.as_str()),
             "{format}"
         );
     }
@@ -46,3 +48,4 @@ mod messages;
 mod properties;
 mod published;
 mod quick;
+mod traffic;

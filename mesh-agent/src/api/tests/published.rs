@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value as Json;
 
-use crate::api::{load_dir, schema::Kind};
+use crate::api::{load_dir, parse_bytes, schema::Kind};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -45,6 +45,36 @@ fn samples_load_without_a_word() {
     assert_eq!(config.mesh_policies.len(), 3);
 }
 
+/// What a reader copies from the documentation is accepted as it stands.
+#[test]
+fn examples_in_the_documentation_load() {
+    let mut pages = vec![root().join("README.md")];
+    let mut folders = vec![root().join("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.extension() {
+                _ if path.is_dir() => folders.push(path),
+                Some(extension) if extension == "md" => pages.push(path),
+                _ => {}
+            }
+        }
+    }
+    let (mut examples, mut wrong) = (0, Vec::new());
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        for block in text.split("```yaml\n").skip(1) {
+            let block = block.split("```").next().unwrap_or_default();
+            examples += 1;
+            if let Err(errors) = parse_bytes(&page.to_string_lossy(), block.as_bytes()) {
+                wrong.push(format!("{block}\n{errors:#?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    assert!(examples >= 7, "only {examples} examples were found");
+}
+
 /// Every field that a user may write stands in the reference, in backquotes.
 #[test]
 fn the_reference_names_every_field() {
@@ -60,7 +90,12 @@ fn the_reference_names_every_field() {
             _ => {}
         }
     }
-    let page = fs::read_to_string(root().join("docs/reference/resources.md")).unwrap();
+    let reference = root().join("docs/reference");
+    let mut page = fs::read_to_string(reference.join("resources.md")).unwrap();
+    for kind in Kind::ALL {
+        let own = reference.join(format!("{}.md", kind.name().to_lowercase()));
+        page += &fs::read_to_string(own).unwrap_or_default();
+    }
     let mut missing = Vec::new();
     for kind in Kind::ALL {
         let mut found = Vec::new();
