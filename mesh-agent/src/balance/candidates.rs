@@ -1,160 +1,216 @@
-//! The ordered iterator of candidates.
+//! The ordered iterator of candidates: ring after ring, in each by the strategy, without those that may not be used, and
+//! those last whom slow start or bounded load passes over.
 
-use std::{cmp::Ordering, sync::atomic, time::Instant};
+use std::{collections::VecDeque, time::Instant};
 
 use super::{
-    AGGRESSION, Balancer, Target,
+    AGGRESSION, Balancer, Pick, Target, Usability,
+    group::Group,
+    health::Health,
     key::{Dice, mix},
+    locality::{self, Rings},
     seen::{RANKED, Seen},
     slow_start_share,
 };
-use crate::model::Strategy;
-
-/// With so few targets least connections looks at all of them instead of at two.
-const COMPARE_ALL: usize = 4;
+use crate::model::{Prefer, Strategy};
 
 /// Targets of one choice, best first; each is found when it is asked for.
 #[derive(Debug)]
 pub struct Candidates<'a, T> {
     balancer: &'a Balancer,
-    targets: &'a [T],
+    rings: &'a Rings,
+    pub(super) targets: &'a [T],
     affinity: Option<u64>,
-    now: Instant,
-    dice: Dice,
-    seen: Seen,
+    /// The key of consistent hashing, with that strategy.
+    hash: Option<u64>,
+    may_panic: bool,
+    pub(super) now: Instant,
+    pub(super) dice: Dice,
+    health: Option<Health>,
+    worst: Option<Usability>,
+    skipped: Option<Usability>,
+    /// The ring at hand, and the rings that are done with or at hand, by bit.
+    pub(super) ring: usize,
+    tried: u8,
+    /// Positions in this ring that have come up.
+    pub(super) seen: Seen,
     /// Where the plain order after the ranked candidates goes on.
-    position: usize,
-    /// Passed over because of slow start, to be yielded after all others.
-    deferred: Vec<usize>,
+    position: Option<usize>,
+    /// Consistent hashing: slots looked at.
+    pub(super) slots: usize,
     /// Session affinity: the order from the second candidate on, worst first.
-    by_affinity: Option<Vec<usize>>,
+    pub(super) by_affinity: Option<Vec<usize>>,
+    /// Passed over because of slow start or load, to be yielded after all others. Indices, not positions.
+    deferred: VecDeque<usize>,
 }
 
 impl<'a, T: Target> Candidates<'a, T> {
     pub(super) fn new(
         balancer: &'a Balancer,
+        rings: &'a Rings,
         targets: &'a [T],
-        affinity: Option<u64>,
-        now: Instant,
+        pick: Pick<'_>,
         seed: u64,
     ) -> Self {
-        debug_assert_eq!(
-            balancer.targets,
-            targets.len(),
-            "the balancer was made for another slice"
-        );
-        Self {
+        let by_hash = balancer.strategy == Strategy::ConsistentHash && pick.affinity.is_none();
+        let mut candidates = Self {
             balancer,
+            rings,
             targets,
-            affinity,
-            now,
+            affinity: pick.affinity,
+            hash: pick.hash.filter(|_| by_hash),
+            may_panic: pick.may_panic,
+            now: pick.now,
             dice: Dice::new(seed),
+            health: None,
+            worst: None,
+            skipped: None,
+            ring: 0,
+            tried: 0,
             seen: Seen::default(),
-            position: 0,
-            deferred: Vec::new(),
+            position: None,
+            slots: 0,
             by_affinity: None,
-        }
+            deferred: VecDeque::new(),
+        };
+        candidates.first_ring();
+        candidates
     }
 
-    /// The best target not yet seen.
+    /// Whether so few targets are usable that those that are not are used as well. The caller lets them through their
+    /// breakers then. It is looked at when it matters: false until a target came up that is not ready.
+    pub fn in_panic(&self) -> bool {
+        self.worst.is_some_and(|worst| worst > Usability::Ready)
+    }
+
+    /// The best of what was left out so far: why there are no (more) candidates.
+    pub fn skipped(&self) -> Option<Usability> {
+        self.skipped
+    }
+
+    fn first_ring(&mut self) {
+        let rings = self.rings.groups().len();
+        if self.balancer.locality.prefer != Prefer::None && rings > 1 {
+            let unit = match self.affinity.or(self.hash) {
+                Some(key) => locality::unit_of(key),
+                None => self.dice.unit(),
+            };
+            let worst = self.worst_allowed();
+            let locality = self.balancer.locality;
+            self.ring = locality::choose(self.health(), rings, worst, &locality, unit);
+        }
+        self.tried = 1 << self.ring;
+    }
+
+    /// Goes on to the nearest ring that is left.
+    fn next_ring(&mut self) -> bool {
+        let next = (0..self.rings.groups().len()).find(|ring| self.tried & (1 << ring) == 0);
+        let Some(ring) = next else {
+            return false;
+        };
+        self.ring = ring;
+        self.tried |= 1 << ring;
+        self.seen = Seen::default();
+        self.position = None;
+        self.slots = 0;
+        self.by_affinity = None;
+        true
+    }
+
+    /// The best position of this ring that has not come up yet.
     fn advance(&mut self) -> Option<usize> {
-        let active = self.balancer.active_len().min(self.targets.len());
-        if self.seen.len() >= active {
+        if self.seen.len() >= self.rings.groups().get(self.ring)?.len() {
             return None;
         }
         if let Some(client) = self.affinity {
             return self.by_affinity(client);
         }
-        let ranked = if self.seen.len() < RANKED {
-            match self.balancer.strategy {
-                Strategy::RoundRobin => self.in_turn(active),
-                Strategy::WeightedRoundRobin => self
-                    .balancer
-                    .schedule(self.targets)
-                    .pick(|i| self.seen.contains(i), self.seen.first()),
-                Strategy::Random | Strategy::ConsistentHash | Strategy::PeakEwma => self
-                    .balancer
-                    .shares(self.targets)
-                    .pick(&self.seen, &mut self.dice),
-                Strategy::LeastConnections => self.least_loaded(active),
+        let ranked = match (self.balancer.strategy, self.hash) {
+            (Strategy::ConsistentHash, Some(key)) => self.by_hash(key),
+            _ if self.seen.len() >= RANKED => None,
+            (Strategy::RoundRobin, _) => self.in_turn(),
+            (Strategy::WeightedRoundRobin, _) => self
+                .group()
+                .schedule(self.targets)
+                .pick(|position| self.seen.contains(position), self.seen.first()),
+            (Strategy::Random | Strategy::ConsistentHash, _) => {
+                let shares = self.group().shares(self.targets);
+                shares.pick(&self.seen, &mut self.dice)
             }
-        } else {
-            None
+            (Strategy::LeastConnections, _) => self.least_loaded(),
+            (Strategy::PeakEwma, _) => self.quickest(),
         };
-        ranked.or_else(|| self.walk(active))
+        ranked.or_else(|| self.walk())
     }
 
     /// The next in turn. A further candidate takes a further turn, so that the share of an ejected endpoint falls to
     /// all others alike and not to its neighbour.
-    fn in_turn(&mut self, active: usize) -> Option<usize> {
-        let turn = self.balancer.cursor.fetch_add(1, atomic::Ordering::Relaxed);
-        self.position = turn % active;
-        self.walk(active)
+    fn in_turn(&mut self) -> Option<usize> {
+        self.position = Some(self.group().turn());
+        self.walk()
     }
 
-    /// The next target not seen, in order from `position`.
-    fn walk(&mut self, active: usize) -> Option<usize> {
-        for _ in 0..active {
-            let index = self.balancer.active_at(self.position % active);
-            self.position = (self.position + 1) % active;
-            if !self.seen.contains(index) {
-                return Some(index);
+    /// The next that has not come up, in plain order from where this choice began.
+    fn walk(&mut self) -> Option<usize> {
+        let len = self.group().len();
+        let start = match (self.position, self.hash) {
+            (Some(position), _) => position,
+            (None, Some(key)) => Dice::new(key).below(len as u64) as usize,
+            (None, None) => self.dice.below(len as u64) as usize,
+        };
+        for position in (0..len).map(|step| (start + step) % len) {
+            if !self.seen.contains(position) {
+                self.position = Some((position + 1) % len);
+                return Some(position);
             }
         }
         None
     }
 
-    fn least_loaded(&mut self, active: usize) -> Option<usize> {
-        if active <= COMPARE_ALL {
-            let mut best = None;
-            for index in (0..active).map(|p| self.balancer.active_at(p)) {
-                if !self.seen.contains(index) {
-                    best = Some(best.map_or(index, |b| self.less_loaded(b, index)));
-                }
-            }
-            return best;
+    /// The ring at hand. There is one whenever a position is asked for.
+    pub(super) fn group(&self) -> &'a Group {
+        &self.rings.groups()[self.ring]
+    }
+
+    pub(super) fn target(&self, position: usize) -> Option<&'a T> {
+        self.targets.get(self.group().index(position))
+    }
+
+    /// Whether a position has not come up and may be used.
+    pub(super) fn is_open(&mut self, position: usize) -> bool {
+        !self.seen.contains(position) && self.target(position).is_some_and(|t| self.allows(t))
+    }
+
+    /// Whether a target may be used.
+    fn allows(&mut self, target: &T) -> bool {
+        let usability = target.usable(self.now);
+        if usability == Usability::Ready || usability <= self.worst_allowed() {
+            return true;
         }
-        let first = self.any_unseen(active, None)?;
-        let Some(second) = self.any_unseen(active, Some(first)) else {
-            return Some(first);
+        self.skipped = Some(self.skipped.map_or(usability, |s| s.min(usability)));
+        false
+    }
+
+    pub(super) fn worst_allowed(&mut self) -> Usability {
+        if let Some(worst) = self.worst {
+            return worst;
+        }
+        let threshold = self.balancer.panic_threshold;
+        let worst = match self.may_panic && threshold > 0 {
+            true => self.health().worst_allowed(threshold),
+            false => Usability::Ready,
         };
-        Some(self.less_loaded(first, second))
+        *self.worst.insert(worst)
     }
 
-    /// A random target not seen and other than `except`.
-    fn any_unseen(&mut self, active: usize, except: Option<usize>) -> Option<usize> {
-        // Terminates early: at most RANKED of the targets are seen. The walk is for the unlucky.
-        for _ in 0..8 {
-            let index = self
-                .balancer
-                .active_at(self.dice.below(active as u64) as usize);
-            if !self.seen.contains(index) && Some(index) != except {
-                return Some(index);
-            }
-        }
-        let start = self.dice.below(active as u64) as usize;
-        (0..active)
-            .map(|step| self.balancer.active_at((start + step) % active))
-            .find(|&index| !self.seen.contains(index) && Some(index) != except)
+    pub(super) fn health(&mut self) -> &Health {
+        self.health.get_or_insert_with(|| {
+            let groups = self.rings.groups();
+            self.rings.health.get(groups, self.targets, self.now)
+        })
     }
 
-    /// The one with fewer connections for its weight; among equals one by weight, at random.
-    fn less_loaded(&mut self, a: usize, b: usize) -> usize {
-        let (Some(x), Some(y)) = (self.targets.get(a), self.targets.get(b)) else {
-            return a;
-        };
-        let (weight_a, weight_b) = (self.weight_now(x), self.weight_now(y));
-        let load_a = f64::from(x.in_flight()) * weight_b;
-        let load_b = f64::from(y.in_flight()) * weight_a;
-        match load_a.total_cmp(&load_b) {
-            Ordering::Less => a,
-            Ordering::Greater => b,
-            Ordering::Equal if self.dice.unit() * (weight_a + weight_b) < weight_a => a,
-            Ordering::Equal => b,
-        }
-    }
-
-    fn weight_now(&self, target: &T) -> f64 {
+    pub(super) fn weight_now(&self, target: &T) -> f64 {
         f64::from(target.weight()) * self.share(target)
     }
 
@@ -170,52 +226,19 @@ impl<'a, T: Target> Candidates<'a, T> {
         }
     }
 
-    /// Weighted rendezvous hashing: each target scores by its own hash with the client, so that a target that leaves
-    /// moves only its own clients and one that joins takes only its share.
-    fn by_affinity(&mut self, client: u64) -> Option<usize> {
-        if let Some(order) = &mut self.by_affinity {
-            return order.pop();
-        }
-        if self.seen.len() == 0 {
-            return self
-                .scores(client)
-                .max_by(|a, b| a.0.total_cmp(&b.0))
-                .map(|(_, index)| index);
-        }
-        let mut scores: Vec<_> = self
-            .scores(client)
-            .filter(|&(_, index)| !self.seen.contains(index))
-            .collect();
-        scores.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut order: Vec<_> = scores.into_iter().map(|(_, index)| index).collect();
-        let next = order.pop();
-        self.by_affinity = Some(order);
-        next
-    }
-
-    /// Scores of the targets with weight; the greatest wins with the probability of its share of the weights
-    /// (`-w / ln(u)`, Schindelhauer and Schomaker 2005).
-    fn scores(&self, client: u64) -> impl Iterator<Item = (f64, usize)> + '_ {
-        let targets = self.targets.iter().enumerate();
-        targets.filter(|(_, t)| t.weight() > 0).map(move |(i, t)| {
-            let hash = mix(client ^ t.key());
-            // In (0, 1), never 0 or 1.
-            let unit = ((hash >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
-            (-f64::from(t.weight()) / unit.ln(), i)
-        })
-    }
-
     /// Slow start thins out what the strategy chose. Least connections has it in its weights already; a client with
-    /// affinity keeps its endpoint.
-    fn passed_over(&mut self, index: usize) -> bool {
+    /// affinity keeps its endpoint. A key of consistent hashing moves over once, when the share reaches it.
+    fn is_ramping(&mut self, target: &T) -> bool {
         if self.affinity.is_some() || self.balancer.strategy == Strategy::LeastConnections {
             return false;
         }
-        let Some(target) = self.targets.get(index) else {
-            return false;
-        };
         let share = self.share(target);
-        share < 1.0 && self.dice.unit() >= share
+        share < 1.0
+            && share
+                <= match self.hash {
+                    Some(key) => Dice::new(mix(key) ^ target.key()).unit(),
+                    None => self.dice.unit(),
+                }
     }
 }
 
@@ -223,13 +246,24 @@ impl<T: Target> Iterator for Candidates<'_, T> {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
-        while let Some(index) = self.advance() {
-            self.seen.insert(index, self.targets.len());
-            if !self.passed_over(index) {
-                return Some(index);
+        loop {
+            let Some(position) = self.advance() else {
+                if self.next_ring() {
+                    continue;
+                }
+                return self.deferred.pop_front();
+            };
+            let group = self.group();
+            self.seen.insert(position, group.len());
+            let index = group.index(position);
+            let Some(target) = self.targets.get(index).filter(|t| self.allows(t)) else {
+                continue;
+            };
+            if self.is_ramping(target) || (self.hash.is_some() && self.is_full(target)) {
+                self.deferred.push_back(index);
+                continue;
             }
-            self.deferred.push(index);
+            return Some(index);
         }
-        (!self.deferred.is_empty()).then(|| self.deferred.remove(0))
     }
 }

@@ -24,6 +24,19 @@ pub fn endpoint_key(address: SocketAddr) -> u64 {
     mix(client_key(address.ip()) ^ u64::from(address.port()))
 }
 
+/// Key of what a request carries (a header, a cookie, a query parameter) for consistent hashing: FNV-1a of 64 bits,
+/// finished by SplitMix64, because the last bytes of FNV-1a hardly reach its high bits.
+///
+/// The function is written out here because it is part of the contract between agents: two agents of different versions
+/// must send a key to the same endpoint, and the standard library promises its hashers for one release only. It has no
+/// secret, since all agents would have to share it; who chooses keys to meet on one endpoint meets bounded load there.
+pub fn hash_key(bytes: &[u8]) -> u64 {
+    let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    mix(fnv)
+}
+
 /// Random numbers of one choice, seeded by the caller's generator. Lets [`super::Candidates`] be `Send` and be kept
 /// across awaits, which a borrowed thread-local generator could not.
 #[derive(Clone, Debug)]

@@ -56,11 +56,13 @@ fn policy(strategy: Strategy) -> LoadBalancer {
     }
 }
 
-const STRATEGIES: [Strategy; 4] = [
+const STRATEGIES: [Strategy; 6] = [
     Strategy::RoundRobin,
     Strategy::WeightedRoundRobin,
     Strategy::Random,
     Strategy::LeastConnections,
+    Strategy::ConsistentHash,
+    Strategy::PeakEwma,
 ];
 
 /// A balancer with what a test calls it with.
@@ -82,15 +84,19 @@ impl Bench {
     }
 
     fn all(&mut self, affinity: Option<u64>) -> Vec<usize> {
+        let pick = Pick {
+            affinity,
+            ..Pick::at(self.now)
+        };
         self.balancer
-            .candidates(&self.hosts, affinity, self.now, &mut self.rng)
+            .candidates(&self.hosts, pick, &mut self.rng)
             .collect()
     }
 
     /// The first candidate that `usable` lets through.
     fn choose(&mut self, usable: impl Fn(usize) -> bool) -> usize {
         self.balancer
-            .candidates(&self.hosts, None, self.now, &mut self.rng)
+            .candidates(&self.hosts, Pick::at(self.now), &mut self.rng)
             .find(|&i| usable(i))
             .unwrap()
     }

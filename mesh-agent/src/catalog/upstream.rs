@@ -3,9 +3,9 @@
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use crate::{
-    balance::{self, Balancer},
+    balance::{self, Balancer, Place, Usability},
     model::{Endpoint, Service, ServicePort},
-    resilience::{Ejections, EndpointState, Permits},
+    resilience::{BreakerState, Ejections, EndpointState, Permits},
 };
 
 /// Endpoints of one port of one service for one IP family of its virtual addresses. It is made anew when one of them
@@ -44,6 +44,20 @@ impl balance::Target for UpstreamEndpoint {
 
     fn ramping_since(&self) -> Option<Instant> {
         self.state.ramping_since()
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place {
+            node: self.endpoint.node.as_deref(),
+            zone: self.endpoint.zone.as_deref(),
+        }
+    }
+
+    fn usable(&self, now: Instant) -> Usability {
+        match self.state.breaker_state(now) {
+            BreakerState::Closed | BreakerState::HalfOpen => Usability::Ready,
+            BreakerState::Open { .. } => Usability::Ejected,
+        }
     }
 }
 

@@ -22,10 +22,10 @@ use super::{
     tunnel::{TunnelRequest, TunnelStream},
 };
 use crate::{
-    balance::{self, Candidates},
+    balance::{self, Candidates, Pick, Place, Usability},
     capture::sys::tcp::bind_address_no_port,
     catalog::{Upstream, UpstreamEndpoint},
-    model::{ResourceName, SpiffeId},
+    model::{HashKey, Prefer, ResourceName, SpiffeId},
     resilience::{Attempt, Permit, Transition},
     telemetry::Reason,
 };
@@ -156,7 +156,18 @@ pub(super) async fn to_service(
     let Some(service_permit) = upstream.limits.acquire(policy.limits.max_connections) else {
         return Err(Reason::ConnectionLimit);
     };
-    let mut choice = Choice::new(upstream, client.address.ip());
+    let mut choice = match policy.load_balancer.locality.prefer {
+        Prefer::None => Choice::new(upstream, client.address.ip(), Place::default()),
+        _ => {
+            let catalog = shared.catalog.load();
+            let source = catalog.workload(pod.name());
+            let place = source.map_or(Place::default(), |source| Place {
+                node: source.node.as_deref(),
+                zone: source.zone.as_deref(),
+            });
+            Choice::new(upstream, client.address.ip(), place)
+        }
+    };
     let mut next = choice.next();
     while let Some(Candidate {
         index,
@@ -248,19 +259,22 @@ struct Candidate {
 }
 
 impl<'a> Choice<'a> {
-    fn new(upstream: &'a Upstream, client: IpAddr) -> Self {
-        let affinity = upstream
-            .service
-            .client_ip_affinity
-            .then(|| balance::client_key(client));
+    fn new(upstream: &'a Upstream, client: IpAddr, place: Place<'_>) -> Self {
+        let policy = &upstream.service.traffic;
+        let key = balance::client_key(client);
+        let pick = Pick {
+            affinity: upstream.service.client_ip_affinity.then_some(key),
+            // A connection has no other key.
+            hash: Some(key).filter(|_| policy.load_balancer.hash == HashKey::SourceAddress),
+            client: place,
+            may_panic: policy.breaker.is_none_or(|b| b.max_ejection_percent < 100),
+            now: now(),
+        };
         Self {
             upstream,
-            candidates: upstream.balancer.candidates(
-                &upstream.endpoints,
-                affinity,
-                now(),
-                &mut rand::rng(),
-            ),
+            candidates: upstream
+                .balancer
+                .candidates(&upstream.endpoints, pick, &mut rand::rng()),
             failure: Reason::NoEndpoints,
         }
     }
@@ -268,14 +282,16 @@ impl<'a> Choice<'a> {
     /// Takes a turn of the balancer for each that it looks at, so it is not to be asked ahead.
     fn next(&mut self) -> Option<Candidate> {
         let policy = &self.upstream.service.traffic;
-        for index in self.candidates.by_ref() {
+        while let Some(index) = self.candidates.next() {
             let state = &self.upstream.endpoints[index].state;
-            let breaker = policy.breaker.as_ref();
-            let Some(attempt) = state.admit(breaker, &self.upstream.ejections, now()) else {
-                if self.failure == Reason::NoEndpoints {
-                    self.failure = Reason::BreakerOpen;
+            let (breaker, ejections) = (policy.breaker.as_ref(), &self.upstream.ejections);
+            let attempt = match state.admit(breaker, ejections, now()) {
+                Some(attempt) => attempt,
+                None if self.candidates.in_panic() => state.admit_in_panic(breaker, ejections),
+                None => {
+                    self.note(Reason::BreakerOpen);
+                    continue;
                 }
-                continue;
             };
             let Some(permit) = state.acquire(policy.limits.max_connections_per_endpoint) else {
                 if matches!(self.failure, Reason::NoEndpoints | Reason::BreakerOpen) {
@@ -289,7 +305,17 @@ impl<'a> Choice<'a> {
                 permit,
             });
         }
+        if self.candidates.skipped() == Some(Usability::Ejected) {
+            self.note(Reason::BreakerOpen);
+        }
         None
+    }
+
+    /// A reason that counts only where none is known.
+    fn note(&mut self, reason: Reason) {
+        if self.failure == Reason::NoEndpoints {
+            self.failure = reason;
+        }
     }
 }
 

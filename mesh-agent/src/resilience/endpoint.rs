@@ -117,6 +117,21 @@ impl EndpointState {
         })
     }
 
+    /// Admits past an open breaker: so few endpoints are usable that all are used (`balance`, panic). The breaker learns
+    /// nothing from it; its probes decide when it closes.
+    pub fn admit_in_panic(
+        self: &Arc<Self>,
+        policy: Option<&CircuitBreaker>,
+        ejections: &Arc<Ejections>,
+    ) -> Attempt {
+        Attempt {
+            endpoint: Arc::clone(self),
+            ejections: Arc::clone(ejections),
+            policy: policy.copied(),
+            probe: None,
+        }
+    }
+
     /// A panic elsewhere leaves the state usable.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
