@@ -67,22 +67,22 @@ impl<T: Target> Candidates<'_, T> {
         if self.is_lower(x, y) { a } else { b }
     }
 
-    /// The one with less expected latency x (in flight + 1) / weight. Of whom nothing is known yet counts as fast as the
-    /// other, so that newcomers are neither flooded nor starved until their first answer.
+    /// The one with less expected latency x (in flight + 1) / weight. As long as nothing is known of one of them the
+    /// latencies count as equal, and it is the one with fewer in flight: newcomers are neither flooded nor starved until
+    /// their first answer.
     fn quicker(&mut self, a: usize, b: usize) -> usize {
         let (Some(x), Some(y)) = (self.target(a), self.target(b)) else {
             return a;
         };
-        let now = self.now;
-        let (latency_x, latency_y) = match (x.latency_load(now), y.latency_load(now)) {
-            (Some(x), Some(y)) => (x, y),
-            _ => (1.0, 1.0),
-        };
-        let cost = |target: &T, latency| {
-            let load = latency * (f64::from(target.in_flight()) + 1.0);
+        let load = |target: &T, latency: Option<f64>| {
+            let in_flight = f64::from(target.in_flight());
+            let load = latency.map_or(in_flight, |latency| latency * (in_flight + 1.0));
             (load, f64::from(target.weight()))
         };
-        let (x, y) = (cost(x, latency_x), cost(y, latency_y));
+        let (x, y) = match (x.latency_load(self.now), y.latency_load(self.now)) {
+            (Some(of_x), Some(of_y)) => (load(x, Some(of_x)), load(y, Some(of_y))),
+            _ => (load(x, None), load(y, None)),
+        };
         if self.is_lower(x, y) { a } else { b }
     }
 
