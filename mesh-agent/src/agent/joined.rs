@@ -118,6 +118,7 @@ impl AgentSource for Gauges {
                 .collect(),
             identity: identity::gauges(&self.identities),
             tunnels: self.proxy.tunnels(),
+            services: Vec::new(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -13,7 +13,10 @@ use mesh_common::{ConnRecord, KernelClose};
 pub use mesh_common::{Direction, Path};
 
 use super::{
-    Reason, RequestGuard, RequestStart, lock, metrics::Flow, security::Principals, shared::Shared,
+    Reason, RequestGuard, RequestStart, lock,
+    metrics::{Flow, SeriesCache},
+    security::Principals,
+    shared::Shared,
 };
 use crate::model::{ResourceName, SpiffeId};
 
@@ -41,6 +44,11 @@ impl Protocol {
             Self::Http => "http",
             Self::Grpc => "grpc",
         }
+    }
+
+    /// Requests are read from it.
+    pub(super) const fn has_requests(self) -> bool {
+        matches!(self, Self::Http | Self::Grpc)
     }
 }
 
@@ -106,6 +114,11 @@ pub(super) struct Conn {
     /// Microseconds; of the upstream leg.
     pub(super) rtt_us: AtomicU32,
     pub(super) retransmits: AtomicU32,
+    /// Requests that have come on it.
+    pub(super) requests: AtomicU64,
+    /// [`Protocol`] as a number: the opening's, until it is known better.
+    pub(super) protocol: AtomicU8,
+    pub(super) series: SeriesCache,
     pub(super) progress: Mutex<Progress>,
 }
 
@@ -167,6 +180,13 @@ impl std::fmt::Debug for Probe {
 }
 
 impl Conn {
+    pub(super) fn protocol(&self) -> Protocol {
+        [Protocol::Tcp, Protocol::Http, Protocol::Grpc]
+            .into_iter()
+            .find(|p| *p as u8 == self.protocol.load(Ordering::Relaxed))
+            .unwrap_or_default()
+    }
+
     pub(super) fn set_rtt(&self, rtt: Duration, retransmits: u32) {
         let micros = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
         self.rtt_us.store(micros, Ordering::Relaxed);
@@ -263,8 +283,11 @@ impl ConnGuard {
     }
 
     /// Says that requests are read from the connection: they are reported, each by its own guard, and the connection is
-    /// neither counted in the TCP metrics nor written to the access log, unless it ends without a request.
-    pub fn set_protocol(&self, _protocol: Protocol) {}
+    /// neither counted in the TCP metrics nor written to the access log, unless it ends without a request (then there is
+    /// a line, with its reason). Before [`Self::established`]: what was counted as a TCP connection stays one.
+    pub fn set_protocol(&self, protocol: Protocol) {
+        self.conn.protocol.store(protocol as u8, Ordering::Relaxed);
+    }
 
     /// A request has come on the connection.
     pub fn request(&self, start: RequestStart) -> RequestGuard {

@@ -17,6 +17,10 @@ pub trait Directory: Send + Sync {
     fn policies(&self) -> Option<HashSet<ResourceName>> {
         None
     }
+    /// Every service; the series of one that is gone are forgotten. `None`: not known.
+    fn services(&self) -> Option<HashSet<ResourceName>> {
+        None
+    }
 }
 
 /// Knows nobody.

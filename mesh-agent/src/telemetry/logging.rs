@@ -4,9 +4,9 @@ use std::{
     io::{self, Write},
     str::FromStr,
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::Ordering,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{SyncSender, sync_channel},
     },
     thread,
     time::Duration,
@@ -17,10 +17,12 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::{Telemetry, lock, metrics::Counts};
+use super::{Telemetry, access::RequestLog, lock, metrics::Counts};
 
-/// Lines that wait for the writer; above this new ones are dropped and counted (`mesh_log_lines_dropped_total`).
-const QUEUE: usize = 16_384;
+/// Bytes that wait for the writer; what is above is dropped line by line and counted (`mesh_log_lines_dropped_total`).
+const QUEUE: usize = 8 * 1024 * 1024;
+/// Room that the queue begins with, and that it goes back to after a burst.
+const ROOM: usize = 256 * 1024;
 /// How long the writer lets lines gather: to be woken for each of them costs the threads that carry connections more
 /// than the writing (8 % of a connection's CPU, measured with docs/benchmarks.md's connect-warm).
 const GATHER: Duration = Duration::from_millis(10);
@@ -128,11 +130,14 @@ pub fn init(
     filter: &str,
     telemetry: &Telemetry,
 ) -> Result<(LogControl, LogFlush), LogError> {
-    let (queue, flush) = start_writer(io::stdout())?;
-    let writer = Lines {
-        queue,
-        counts: telemetry.counts(),
-    };
+    let queue = start_writer(io::stdout(), telemetry.counts())?;
+    let flush = LogFlush(queue.clone());
+    telemetry.log_requests(RequestLog::new(
+        queue.clone(),
+        format == LogFormat::Json,
+        telemetry.options().log_query,
+    ));
+    let writer = Lines(queue);
     let (filter_layer, handle) = reload::Layer::new(parse(filter)?);
     let ansi = matches!(format, LogFormat::Text)
         && io::IsTerminal::is_terminal(&io::stdout())
@@ -155,109 +160,137 @@ pub fn init(
     Ok((control, flush))
 }
 
-enum Message {
-    Line(Vec<u8>),
-    Flush(SyncSender<()>),
+/// Lines on their way to the writer's thread, one behind the other in one buffer: a line costs a lock and a copy, and
+/// allocates nothing once the buffer has grown.
+#[derive(Debug)]
+pub(super) struct LogQueue {
+    waiting: Mutex<Waiting>,
+    filled: Condvar,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    lines: Vec<u8>,
+    /// Whom to tell when all that waits is written.
+    flush: Vec<SyncSender<()>>,
+    /// The writer sleeps until there is something.
+    idle: bool,
+}
+
+impl LogQueue {
+    /// Takes a line, with its end; or drops and counts it.
+    pub(super) fn push(&self, line: &[u8]) {
+        let mut waiting = lock(&self.waiting);
+        if waiting.lines.len() + line.len() > QUEUE {
+            drop(waiting);
+            self.counts
+                .log_lines_dropped
+                .fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        waiting.lines.extend_from_slice(line);
+        let wake = std::mem::take(&mut waiting.idle);
+        drop(waiting);
+        if wake {
+            self.filled.notify_one();
+        }
+    }
+
+    /// Swaps what waits for an empty buffer; waits until there is something.
+    fn take(&self, buffer: &mut Vec<u8>) -> Vec<SyncSender<()>> {
+        let mut waiting = lock(&self.waiting);
+        while waiting.lines.is_empty() && waiting.flush.is_empty() {
+            waiting.idle = true;
+            waiting = self
+                .filled
+                .wait(waiting)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if waiting.flush.is_empty() {
+            drop(waiting);
+            // Lets lines gather, so that a burst costs few system calls.
+            thread::sleep(GATHER);
+            waiting = lock(&self.waiting);
+        }
+        std::mem::swap(&mut waiting.lines, buffer);
+        std::mem::take(&mut waiting.flush)
+    }
 }
 
 /// Writes out what is queued when dropped.
 #[derive(Debug)]
-pub struct LogFlush(SyncSender<Message>);
-
-impl std::fmt::Debug for Message {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Message")
-    }
-}
+pub struct LogFlush(Arc<LogQueue>);
 
 impl Drop for LogFlush {
     fn drop(&mut self) {
         let (done, wait) = sync_channel(1);
-        if self.0.send(Message::Flush(done)).is_ok() {
-            // A reader that has stopped must not keep the agent from ending.
-            let _ = wait.recv_timeout(Duration::from_secs(2));
-        }
+        lock(&self.0.waiting).flush.push(done);
+        self.0.filled.notify_one();
+        // A reader that has stopped must not keep the agent from ending.
+        let _ = wait.recv_timeout(Duration::from_secs(2));
     }
 }
 
 fn start_writer(
     out: impl Write + Send + 'static,
-) -> Result<(SyncSender<Message>, LogFlush), LogError> {
-    let (queue, lines) = sync_channel(QUEUE);
+    counts: Arc<Counts>,
+) -> Result<Arc<LogQueue>, LogError> {
+    let queue = Arc::new(LogQueue {
+        waiting: Mutex::new(Waiting {
+            lines: Vec::with_capacity(ROOM),
+            flush: Vec::new(),
+            idle: false,
+        }),
+        filled: Condvar::new(),
+        counts,
+    });
+    let lines = queue.clone();
     thread::Builder::new()
         .name("log".into())
         .spawn(move || write_lines(&lines, out))?;
-    Ok((queue.clone(), LogFlush(queue)))
+    Ok(queue)
 }
 
-/// Takes as many lines as wait before each flush, so that a burst costs few system calls, and lets some gather first.
-fn write_lines(lines: &Receiver<Message>, out: impl Write) {
-    let mut out = io::BufWriter::with_capacity(64 * 1024, out);
-    while let Ok(first) = lines.recv() {
-        if matches!(first, Message::Line(_)) {
-            thread::sleep(GATHER);
-        }
-        let mut next = Some(first);
-        while let Some(message) = next {
-            match message {
-                // Nowhere to report that the log cannot be written to.
-                Message::Line(line) => {
-                    let _ = out.write_all(&line);
-                }
-                Message::Flush(done) => {
-                    let _ = out.flush();
-                    let _ = done.send(());
-                }
-            }
-            next = lines.try_recv().ok();
-        }
+/// Until the process ends.
+fn write_lines(queue: &LogQueue, mut out: impl Write) {
+    let mut buffer = Vec::with_capacity(ROOM);
+    loop {
+        let flushed = queue.take(&mut buffer);
+        // Nowhere to report that the log cannot be written to.
+        let _ = out.write_all(&buffer);
         let _ = out.flush();
+        buffer.clear();
+        buffer.shrink_to(ROOM);
+        for done in flushed {
+            let _ = done.send(());
+        }
     }
 }
 
-/// Collects one line and hands it to the writer's thread.
+/// Hands the lines of tracing to the writer's thread.
 #[derive(Clone)]
-struct Lines {
-    queue: SyncSender<Message>,
-    counts: Arc<Counts>,
-}
+struct Lines(Arc<LogQueue>);
 
 impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Line<'a>;
+    type Writer = LineWriter<'a>;
 
-    fn make_writer(&'a self) -> Line<'a> {
-        Line {
-            bytes: Vec::with_capacity(512),
-            lines: self,
-        }
+    fn make_writer(&'a self) -> LineWriter<'a> {
+        LineWriter(&self.0)
     }
 }
 
-struct Line<'a> {
-    bytes: Vec<u8>,
-    lines: &'a Lines,
-}
+/// The subscriber writes a line by one call.
+struct LineWriter<'a>(&'a LogQueue);
 
-impl Write for Line<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
+impl Write for LineWriter<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.push(line);
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl Drop for Line<'_> {
-    fn drop(&mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
-        if !bytes.is_empty() && self.lines.queue.try_send(Message::Line(bytes)).is_err() {
-            self.lines
-                .counts
-                .log_lines_dropped
-                .fetch_add(1, Ordering::Relaxed);
-        }
     }
 }
 

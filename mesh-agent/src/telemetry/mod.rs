@@ -7,7 +7,9 @@ mod access;
 mod closed;
 mod conn;
 mod directory;
+mod events;
 mod kernel;
+mod line;
 mod live;
 pub mod logging;
 mod metrics;
@@ -19,8 +21,10 @@ mod row;
 mod rows;
 pub(crate) mod security;
 mod shared;
+mod tap;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::{
     collections::HashMap,
@@ -33,16 +37,19 @@ pub use access::TARGET as ACCESS_TARGET;
 pub use conn::{ByteCounters, ConnGuard, ConnMeta, Direction, LegProbe, Path, Peer, Protocol};
 pub use directory::{ConnStore, Directory, NoDirectory, NoStore};
 use mesh_common::{Event, EventKind};
-use metrics::{AgentCollector, Counts, Flows, Metrics};
+use metrics::{AgentCollector, Counts, Flows, Metrics, Requests};
 pub use metrics::{
-    AgentGauges, AgentSource, CONTENT_TYPE, CertificateGauge, ConfigGauges, FileGauge,
-    IdentityGauges, MapGauge, Outcome, Role, TunnelGauge,
+    AgentGauges, AgentSource, BreakerState, CONTENT_TYPE, CertificateGauge, ConfigGauges, Detected,
+    EndpointGauge, FileGauge, HealthChange, IdentityGauges, MapGauge, Mirror, Outcome, PoolEvent,
+    RateLimitOutcome, Retry, Role, ServiceGauge, Side, TunnelGauge,
 };
 pub use reason::{Party, Reason};
 pub use refresh::REFRESH;
-pub use request::{RequestBytes, RequestGuard, RequestStart, TraceContext};
+pub use request::{RequestBytes, RequestGuard, RequestStart};
 pub use row::Connection;
 use shared::{ActiveCounts, Shared};
+pub use tap::{Tap, TapFilter, TapRefused, TappedRequest};
+pub use trace::{B3, TraceContext, TraceParent};
 
 /// Bounds of what telemetry keeps.
 #[derive(Clone, Debug)]
@@ -56,6 +63,10 @@ pub struct TelemetryOptions {
     pub flows_max: usize,
     /// After this long without a connection a label set is forgotten.
     pub flows_idle: Duration,
+    /// Series of the metrics of requests; each has three histograms.
+    pub requests_max: usize,
+    /// Queries of requests go to the access log; they may hold secrets.
+    pub log_query: bool,
 }
 
 impl Default for TelemetryOptions {
@@ -66,6 +77,8 @@ impl Default for TelemetryOptions {
             closed_age: Duration::from_secs(600),
             flows_max: 5_000,
             flows_idle: Duration::from_secs(600),
+            requests_max: 2_000,
+            log_query: false,
         }
     }
 }
@@ -93,15 +106,19 @@ impl Telemetry {
     pub fn new(options: TelemetryOptions) -> Self {
         let now = Instant::now();
         let flows = Arc::new(Flows::new(options.flows_max, options.flows_idle, now));
+        let requests = Arc::new(Requests::new(options.requests_max, options.flows_idle, now));
         let counts = Arc::new(Counts::default());
+        let taps = Arc::default();
         let active = Arc::new(ActiveCounts::default());
         let source = Arc::new(OnceLock::new());
         let metrics = Metrics::new(
             flows.clone(),
+            requests.clone(),
             AgentCollector {
                 node: options.node.clone(),
                 counts: counts.clone(),
                 flows: flows.clone(),
+                requests: requests.clone(),
                 active: active.clone(),
                 source: source.clone(),
             },
@@ -112,6 +129,10 @@ impl Telemetry {
             pending: Mutex::new(HashMap::new()),
             kernel_live: Mutex::default(),
             flows,
+            requests,
+            access: OnceLock::new(),
+            taps,
+            tracing: OnceLock::new(),
             counts,
             active,
             directory: OnceLock::new(),
@@ -205,6 +226,14 @@ impl Telemetry {
         lock(&self.shared.closed).len()
     }
 
+    /// Shows finished requests as they come, those that match.
+    ///
+    /// # Errors
+    /// As many taps are open as may be.
+    pub fn tap(&self, filter: TapFilter) -> Result<Tap, TapRefused> {
+        self.shared.taps.open(filter)
+    }
+
     /// Open connections, oldest first. Reads the whole BPF map.
     pub fn open_connections(&self) -> Vec<Connection> {
         self.shared.open_rows()
@@ -243,6 +272,11 @@ impl Telemetry {
                 );
             }
         }
+    }
+
+    /// Where the access log of requests goes. The first call counts.
+    fn log_requests(&self, log: access::RequestLog) {
+        let _ = self.shared.access.set(log);
     }
 
     pub(crate) fn counts(&self) -> Arc<Counts> {

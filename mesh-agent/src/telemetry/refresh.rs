@@ -54,6 +54,10 @@ impl Shared {
         lock(&self.closed).expire(now);
         if round.is_multiple_of(FULL_EVERY) {
             self.flows.expire(now);
+            self.requests.expire(now);
+            if let Some(services) = self.directory().services() {
+                self.counts.traffic.retain(|s| services.contains(s));
+            }
             if let Some(policies) = self.directory().policies() {
                 self.counts.decisions.retain(|p| policies.contains(p));
             }

@@ -11,7 +11,11 @@ pub struct Connection {
     pub direction: String,
     /// `proxied`, `passthrough`, `unmeshed` or `vouched`.
     pub path: String,
+    /// `tcp`, or `http` where requests are read from it.
     pub protocol: String,
+    /// Requests that have come on it.
+    #[serde(default)]
+    pub requests: u64,
     /// Address and port of who dialled.
     pub source: String,
     pub source_workload: Option<String>,

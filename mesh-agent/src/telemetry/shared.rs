@@ -4,26 +4,30 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mesh_common::ConnRecord;
 
 use super::{
     Reason, TelemetryOptions,
-    access::{self, Line},
+    access::{self, Line, RequestLog},
     closed::{Closed, Ring, What},
-    conn::{ByteCounters, Conn, ConnMeta, Direction, Path, Progress, direction_name, path_name},
+    conn::{
+        ByteCounters, Conn, ConnMeta, Direction, Path, Peer, Progress, direction_name, path_name,
+    },
     directory::{ConnStore, Directory, NoDirectory, NoStore},
     kernel::KernelLive,
     live::Live,
     lock,
-    metrics::{Counts, Flow, FlowKey, Flows},
-    security,
+    metrics::{Counts, Flow, FlowKey, Flows, Requests, SeriesCache},
+    security::{self, Principals},
+    tap::Taps,
+    trace::Tracing,
 };
-use crate::model::SpiffeId;
+use crate::model::{ResourceName, SpiffeId};
 
 /// What every guard refers to.
 pub(super) struct Shared {
@@ -36,6 +40,12 @@ pub(super) struct Shared {
     /// What was counted of open connections that only the kernel sees, by cookie.
     pub(super) kernel_live: Mutex<KernelLive>,
     pub(super) flows: Arc<Flows>,
+    pub(super) requests: Arc<Requests>,
+    /// Where the lines of requests go; unset while there is no log.
+    pub(super) access: OnceLock<RequestLog>,
+    pub(super) taps: Arc<Taps>,
+    /// Unset while there is no collector.
+    pub(super) tracing: OnceLock<Tracing>,
     pub(super) counts: Arc<Counts>,
     pub(super) active: Arc<ActiveCounts>,
     pub(super) directory: OnceLock<Arc<dyn Directory>>,
@@ -71,6 +81,9 @@ impl Shared {
             agent_cookie: AtomicU64::new(meta.agent_cookie),
             rtt_us: AtomicU32::new(0),
             retransmits: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
+            protocol: AtomicU8::new(meta.protocol as u8),
+            series: SeriesCache::default(),
             progress: Mutex::new(Progress::default()),
             meta,
         });
@@ -135,6 +148,10 @@ impl Shared {
             sent.saturating_sub(progress.counted.0),
             received.saturating_sub(progress.counted.1),
         );
+        // One with requests is counted by them.
+        if progress.flow.is_none() && conn.protocol().has_requests() {
+            return None;
+        }
         let moved = request > 0 || response > 0;
         if progress.flow.is_none() && (last || moved || progress.established) {
             let flow = self
@@ -175,33 +192,22 @@ impl Shared {
                 progress.source_workload(&conn.meta),
             )
         };
-        if reason.is_refusal() {
-            self.counts.add_refused(reason);
+        conn.series.clear();
+        // Its requests have said it all.
+        if conn.requests.load(Ordering::Relaxed) == 0 {
+            if reason.is_refusal() {
+                self.counts.add_refused(reason);
+            }
+            let line = Ended {
+                upstream: upstream.as_ref(),
+                security: security.as_ref(),
+                policy: policy.as_ref(),
+                source_workload,
+                duration: now.saturating_duration_since(conn.started),
+                reason,
+            };
+            write_line(conn, &line);
         }
-        let (bytes_sent, bytes_received) = conn.workload_bytes();
-        access::write(&Line {
-            direction: direction_name(conn.meta.direction),
-            path: path_name(Path::Proxied),
-            protocol: conn.meta.protocol.as_str(),
-            workload: Some(&conn.meta.workload),
-            source: conn.meta.source.addr,
-            source_workload,
-            source_principal: security.as_ref().and_then(|s| s.source.as_ref()),
-            destination_principal: security.as_ref().and_then(|s| s.destination.as_ref()),
-            security: security::policy_name(security.as_ref()),
-            policy: policy.as_ref(),
-            original_dst: conn.meta.original_dst,
-            service: conn.meta.service.as_ref(),
-            upstream: upstream.as_ref().map(|u| u.addr),
-            upstream_workload: upstream.as_ref().and_then(|u| u.workload.as_ref()),
-            bytes_sent,
-            bytes_received,
-            duration: now.saturating_duration_since(conn.started),
-            rtt_us: known(conn.rtt_us.load(Ordering::Relaxed)),
-            retransmits: known(conn.rtt_us.load(Ordering::Relaxed))
-                .map(|_| conn.retransmits.load(Ordering::Relaxed)),
-            reason,
-        });
         let closed = Closed {
             what: What::Proxied(conn.clone()),
             reason,
@@ -211,6 +217,44 @@ impl Shared {
         let key = conn.key.load(Ordering::Relaxed);
         lock(&self.closed).push(key, closed);
     }
+}
+
+/// What is known of a connection only at its end.
+struct Ended<'a> {
+    upstream: Option<&'a Peer>,
+    security: Option<&'a Principals>,
+    policy: Option<&'a ResourceName>,
+    source_workload: Option<&'a ResourceName>,
+    duration: Duration,
+    reason: Reason,
+}
+
+fn write_line(conn: &Conn, ended: &Ended<'_>) {
+    let security = ended.security;
+    let (bytes_sent, bytes_received) = conn.workload_bytes();
+    let rtt_us = known(conn.rtt_us.load(Ordering::Relaxed));
+    access::write(&Line {
+        direction: direction_name(conn.meta.direction),
+        path: path_name(Path::Proxied),
+        protocol: conn.protocol().as_str(),
+        workload: Some(&conn.meta.workload),
+        source: conn.meta.source.addr,
+        source_workload: ended.source_workload,
+        source_principal: security.and_then(|s| s.source.as_ref()),
+        destination_principal: security.and_then(|s| s.destination.as_ref()),
+        security: security::policy_name(security),
+        policy: ended.policy,
+        original_dst: conn.meta.original_dst,
+        service: conn.meta.service.as_ref(),
+        upstream: ended.upstream.map(|u| u.addr),
+        upstream_workload: ended.upstream.and_then(|u| u.workload.as_ref()),
+        bytes_sent,
+        bytes_received,
+        duration: ended.duration,
+        rtt_us,
+        retransmits: rtt_us.map(|_| conn.retransmits.load(Ordering::Relaxed)),
+        reason: ended.reason,
+    });
 }
 
 /// Zero is "never measured".

@@ -9,6 +9,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+pub use crate::telemetry::TraceParent;
+
 /// Longest value that is looked at, and longest item that is kept.
 const MAX_VALUE: usize = 4096;
 const MAX_ITEM: usize = 256;
@@ -203,57 +205,6 @@ fn percent_decode(text: &str) -> Option<String> {
     (!text.is_empty() && text.len() <= MAX_ITEM && !text.contains(char::is_control)).then_some(text)
 }
 
-/// A `traceparent` (W3C Trace Context).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TraceParent {
-    pub trace: u128,
-    pub parent: u64,
-    pub flags: u8,
-}
-
-impl TraceParent {
-    pub fn random() -> Self {
-        // Zero is not an ID.
-        Self {
-            trace: rand::random::<u128>().max(1),
-            parent: rand::random::<u64>().max(1),
-            flags: 0,
-        }
-    }
-
-    pub fn parse(value: &[u8]) -> Option<Self> {
-        let text = text(value)?;
-        let mut fields = text.split('-');
-        let version = hex(fields.next()?, 2)?;
-        let trace = hex(fields.next()?, 32)?;
-        let parent = hex(fields.next()?, 16)? as u64;
-        let flags = hex(fields.next()?, 2)? as u8;
-        // Later versions may append fields, this one may not; 255 is no version.
-        let known = version != 0xff && (version != 0 || fields.next().is_none());
-        (known && trace != 0 && parent != 0).then_some(Self {
-            trace,
-            parent,
-            flags,
-        })
-    }
-
-    pub fn format(self) -> String {
-        format!(
-            "00-{:032x}-{:016x}-{:02x}",
-            self.trace, self.parent, self.flags
-        )
-    }
-}
-
-/// Lower-case hexadecimal of exactly so many digits.
-fn hex(text: &str, digits: usize) -> Option<u128> {
-    let good = text.len() == digits
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    good.then(|| u128::from_str_radix(text, 16).ok()).flatten()
-}
-
 /// The client that an application is told of: always the address that the tunnel came from, which is the source pod's
 /// since agents dial tunnels inside of it. A `forwarded` header adds the port, if it is about that very address.
 pub fn client_of(peer: SocketAddr, forwarded: Option<&[u8]>) -> SocketAddr {
@@ -385,34 +336,12 @@ mod tests {
         );
     }
 
-    #[test]
-    fn traceparents() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let parsed = TraceParent::parse(good.as_bytes()).unwrap();
-        assert_eq!(parsed.format(), good);
-        for bad in [
-            "",
-            "00-",
-            "00-0000000000000000000000000000000000000000000000000000",
-            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
-            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
-            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
-        ] {
-            assert_eq!(TraceParent::parse(bad.as_bytes()), None, "{bad}");
-        }
-        let random = TraceParent::random();
-        assert_eq!(TraceParent::parse(random.format().as_bytes()), Some(random));
-    }
-
     proptest! {
         /// Nothing that a peer sends makes a parser panic.
         #[test]
         fn any_bytes(value in proptest::collection::vec(any::<u8>(), 0..300)) {
             Forwarded::parse(&value);
             Baggage::parse(&value);
-            TraceParent::parse(&value);
             parse_authority(&String::from_utf8_lossy(&value));
         }
 
@@ -420,7 +349,6 @@ mod tests {
         fn any_likely_text(value in "[for=\";,\\\\host0-9.:\\[\\]% a-f-]{0,80}") {
             Forwarded::parse(value.as_bytes());
             Baggage::parse(value.as_bytes());
-            TraceParent::parse(value.as_bytes());
             parse_authority(&value);
         }
 

@@ -13,9 +13,10 @@ use prometheus_client::{
 };
 
 use super::{
-    Counts, Flows,
+    Counts, Flows, Requests, ServiceGauge,
     families::Families,
     identity::{self, IdentityGauges, TunnelGauge},
+    services,
 };
 use crate::telemetry::{process, shared::ActiveCounts};
 
@@ -30,6 +31,7 @@ pub struct AgentGauges {
     pub config: Vec<ConfigGauges>,
     pub identity: IdentityGauges,
     pub tunnels: Vec<TunnelGauge>,
+    pub services: Vec<ServiceGauge>,
 }
 
 /// Occupancy of one BPF map.
@@ -60,6 +62,7 @@ pub(crate) struct AgentCollector {
     pub(crate) node: String,
     pub(crate) counts: Arc<Counts>,
     pub(crate) flows: Arc<Flows>,
+    pub(crate) requests: Arc<Requests>,
     pub(crate) active: Arc<ActiveCounts>,
     pub(crate) source: Arc<std::sync::OnceLock<Arc<dyn AgentSource>>>,
 }
@@ -99,6 +102,8 @@ impl Collector for AgentCollector {
         identity::encode_tunnels(&gauges.tunnels, &mut out)?;
         self.counts.handshakes.encode(&mut out)?;
         self.counts.decisions.encode(&mut out)?;
+        services::encode(&gauges.services, &mut out)?;
+        self.counts.traffic.encode(&mut out)?;
         let dropped = self.counts.log_lines_dropped.load(Ordering::Relaxed);
         out.counter(
             "mesh_log_lines_dropped",
@@ -137,6 +142,16 @@ impl AgentCollector {
             "mesh_metrics_overflow",
             "Connections counted in the overflow series because the cap of label sets was reached",
             self.flows.folded(),
+        )?;
+        out.gauge(
+            "mesh_metrics_request_series",
+            "Label sets of the families of requests now kept",
+            self.requests.len() as f64,
+        )?;
+        out.counter(
+            "mesh_metrics_request_overflow",
+            "Requests counted in an overflow series because the cap of label sets was reached",
+            self.requests.folded(),
         )
     }
 

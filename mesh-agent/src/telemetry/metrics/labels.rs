@@ -164,17 +164,12 @@ const fn reporter(inbound: bool) -> &'static str {
     if inbound { "destination" } else { "source" }
 }
 
-/// Istio's standard label set of the TCP metrics.
-pub(super) struct IstioLabels<'a> {
-    pub(super) flow: &'a FlowLabels,
-    pub(super) response_flags: &'a str,
-}
-
-impl EncodeLabelSet for IstioLabels<'_> {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let (f, s, d) = (self.flow, &self.flow.source, &self.flow.destination);
-        let labels: [(&str, &str); 23] = [
-            ("reporter", f.reporter),
+impl FlowLabels {
+    /// Istio's standard labels of every family.
+    fn standard(&self) -> [(&str, &str); 21] {
+        let (s, d) = (&self.source, &self.destination);
+        [
+            ("reporter", self.reporter),
             ("source_workload", &s.workload),
             ("source_canonical_service", &s.canonical_service),
             ("source_canonical_revision", &s.canonical_revision),
@@ -191,18 +186,69 @@ impl EncodeLabelSet for IstioLabels<'_> {
             ("destination_app", &d.app),
             ("destination_version", &d.version),
             ("destination_cluster", &d.cluster),
-            ("destination_service", &f.service),
-            ("destination_service_name", &f.service_name),
-            ("destination_service_namespace", &f.service_namespace),
-            ("request_protocol", "tcp"),
-            ("response_flags", self.response_flags),
-            ("connection_security_policy", f.security),
-        ];
-        encode_all(&labels, encoder)
+            ("destination_service", &self.service),
+            ("destination_service_name", &self.service_name),
+            ("destination_service_namespace", &self.service_namespace),
+            ("connection_security_policy", self.security),
+        ]
+    }
+
+    /// Those of our own families: who.
+    fn parties(&self) -> [(&str, &str); 7] {
+        let (s, d) = (&self.source, &self.destination);
+        [
+            ("reporter", self.reporter),
+            ("source_workload", &s.workload),
+            ("source_workload_namespace", &s.namespace),
+            ("destination_workload", &d.workload),
+            ("destination_workload_namespace", &d.namespace),
+            ("destination_service_name", &self.service_name),
+            ("destination_service_namespace", &self.service_namespace),
+        ]
     }
 }
 
-/// Labels of our own family: who, and why it ended.
+/// Istio's standard label set of the TCP metrics.
+pub(super) struct IstioLabels<'a> {
+    pub(super) flow: &'a FlowLabels,
+    pub(super) response_flags: &'a str,
+}
+
+impl EncodeLabelSet for IstioLabels<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encode_all(&self.flow.standard(), encoder)?;
+        let rest = [
+            ("request_protocol", "tcp"),
+            ("response_flags", self.response_flags),
+        ];
+        encode_all(&rest, encoder)
+    }
+}
+
+/// Istio's standard label set of the metrics of requests.
+pub(super) struct RequestLabels<'a> {
+    pub(super) flow: &'a FlowLabels,
+    pub(super) protocol: &'a str,
+    pub(super) response_code: &'a str,
+    /// Empty where the request is not gRPC's.
+    pub(super) grpc_status: &'a str,
+    pub(super) response_flags: &'a str,
+}
+
+impl EncodeLabelSet for RequestLabels<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encode_all(&self.flow.standard(), encoder)?;
+        let rest = [
+            ("request_protocol", self.protocol),
+            ("response_code", self.response_code),
+            ("grpc_response_status", self.grpc_status),
+            ("response_flags", self.response_flags),
+        ];
+        encode_all(&rest, encoder)
+    }
+}
+
+/// Labels of our own family of connections: who, and why it ended.
 pub(super) struct ReasonLabels<'a> {
     pub(super) flow: &'a FlowLabels,
     pub(super) reason: &'a str,
@@ -210,18 +256,23 @@ pub(super) struct ReasonLabels<'a> {
 
 impl EncodeLabelSet for ReasonLabels<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let (f, s, d) = (self.flow, &self.flow.source, &self.flow.destination);
-        let labels: [(&str, &str); 8] = [
-            ("reporter", f.reporter),
-            ("source_workload", &s.workload),
-            ("source_workload_namespace", &s.namespace),
-            ("destination_workload", &d.workload),
-            ("destination_workload_namespace", &d.namespace),
-            ("destination_service_name", &f.service_name),
-            ("destination_service_namespace", &f.service_namespace),
-            ("reason", self.reason),
-        ];
-        encode_all(&labels, encoder)
+        encode_all(&self.flow.parties(), encoder)?;
+        encode_all(&[("reason", self.reason)], encoder)
+    }
+}
+
+/// Labels of our own family of requests.
+pub(super) struct RequestReasonLabels<'a> {
+    pub(super) flow: &'a FlowLabels,
+    pub(super) protocol: &'a str,
+    pub(super) reason: &'a str,
+}
+
+impl EncodeLabelSet for RequestReasonLabels<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encode_all(&self.flow.parties(), encoder)?;
+        let rest = [("request_protocol", self.protocol), ("reason", self.reason)];
+        encode_all(&rest, encoder)
     }
 }
 

@@ -8,6 +8,9 @@ mod flows;
 mod handshakes;
 mod identity;
 mod labels;
+mod requests;
+mod services;
+mod traffic;
 
 use std::{
     collections::BTreeMap,
@@ -28,10 +31,17 @@ pub(crate) use flows::Flows;
 pub use handshakes::Role;
 pub use identity::{CertificateGauge, FileGauge, IdentityGauges, TunnelGauge};
 pub(crate) use labels::FlowKey;
+pub(crate) use requests::{Answer, FlowRef, Measured, Requests, SeriesCache};
+pub use services::{EndpointGauge, ServiceGauge};
+pub(crate) use traffic::tell_breaker;
+pub use traffic::{
+    BreakerState, Detected, HealthChange, Mirror, PoolEvent, RateLimitOutcome, Retry, Side,
+};
 
 use super::{Reason, lock};
 use decisions::Decisions;
 use handshakes::Handshakes;
+use traffic::Traffic;
 
 /// Counters that other modules add to. All are small: labels are reasons and source names.
 #[derive(Debug)]
@@ -42,6 +52,7 @@ pub(crate) struct Counts {
     pub(crate) log_lines_dropped: AtomicU64,
     pub(crate) handshakes: Handshakes,
     pub(crate) decisions: Decisions,
+    pub(crate) traffic: Traffic,
 }
 
 impl Default for Counts {
@@ -53,6 +64,7 @@ impl Default for Counts {
             log_lines_dropped: AtomicU64::new(0),
             handshakes: Handshakes::default(),
             decisions: Decisions::default(),
+            traffic: Traffic::default(),
         }
     }
 }
@@ -97,9 +109,14 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(flows: Arc<Flows>, agent: agent::AgentCollector) -> Self {
+    pub(crate) fn new(
+        flows: Arc<Flows>,
+        requests: Arc<Requests>,
+        agent: agent::AgentCollector,
+    ) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(flows));
+        registry.register_collector(Box::new(requests));
         registry.register_collector(Box::new(agent));
         Self { registry }
     }

@@ -10,8 +10,9 @@ use std::{
 
 use super::fake::{name, outbound, sum, telemetry};
 use crate::telemetry::{
-    AgentGauges, AgentSource, CertificateGauge, ConfigGauges, ConnMeta, FileGauge, IdentityGauges,
-    MapGauge, Outcome, Reason, Role, Telemetry, TelemetryOptions, TunnelGauge,
+    AgentGauges, AgentSource, BreakerState, CertificateGauge, ConfigGauges, ConnMeta,
+    EndpointGauge, FileGauge, IdentityGauges, MapGauge, Outcome, Reason, Role, ServiceGauge,
+    Telemetry, TelemetryOptions, TunnelGauge,
 };
 
 struct Gauges;
@@ -62,6 +63,16 @@ impl AgentSource for Gauges {
                 direction: "outbound",
                 open: 2,
                 streams: 40,
+            }],
+            services: vec![ServiceGauge {
+                name: name("shop/web"),
+                in_flight: 3,
+                pending: 1,
+                budget: Some(9.5),
+                endpoints: vec![EndpointGauge {
+                    address: "10.0.0.2:8080".into(),
+                    breaker: BreakerState::Open,
+                }],
             }],
         }
     }

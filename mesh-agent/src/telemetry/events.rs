@@ -1,0 +1,104 @@
+//! What the parts that carry requests report beside the requests themselves: counted, and in the log where an operator
+//! would look for it.
+
+use std::net::SocketAddr;
+
+use super::{
+    BreakerState, Detected, HealthChange, Mirror, PoolEvent, RateLimitOutcome, Retry, Side,
+    Telemetry, metrics::tell_breaker,
+};
+use crate::model::ResourceName;
+
+impl Telemetry {
+    /// A retry was made, or could not be. `service`: the one that serves the request.
+    pub fn retry(&self, service: Option<&ResourceName>, outcome: Retry) {
+        self.shared.counts.traffic.retry(service, outcome);
+        if outcome == Retry::BudgetRefused {
+            let service = service.map(tracing::field::display);
+            tracing::debug!(service, "the retry budget is used up");
+        }
+    }
+
+    /// A breaker changed its state, and the log says so.
+    pub fn breaker(&self, service: &ResourceName, endpoint: SocketAddr, to: BreakerState) {
+        self.shared.counts.traffic.breaker(service, to);
+        tell_breaker(service, endpoint, to);
+    }
+
+    /// So few endpoints of a service are usable that all are used, or no longer. May be said as often as it is found.
+    pub fn panic(&self, service: &ResourceName, on: bool) {
+        if !self.shared.counts.traffic.panic(service, on) {
+            return;
+        }
+        if on {
+            tracing::warn!(
+                %service,
+                "panic: too few endpoints are usable, all are used from now on. `mesh-agent endpoints {service}` shows why"
+            );
+        } else {
+            tracing::info!(%service, "panic is over: enough endpoints are usable again");
+        }
+    }
+
+    /// A rate limit decided. `name`: from the policy.
+    pub fn rate_limit(
+        &self,
+        service: Option<&ResourceName>,
+        name: &str,
+        outcome: RateLimitOutcome,
+    ) {
+        self.shared
+            .counts
+            .traffic
+            .rate_limit(service, name, outcome);
+        if outcome != RateLimitOutcome::Allowed {
+            let service = service.map(tracing::field::display);
+            tracing::debug!(
+                service,
+                limit = name,
+                outcome = outcome.as_str(),
+                "rate limit"
+            );
+        }
+    }
+
+    /// What became of the copy of a request.
+    pub fn mirror(&self, outcome: Mirror) {
+        self.shared.counts.traffic.mirror(outcome);
+    }
+
+    /// What the detection of a connection's protocol found.
+    pub fn detected(&self, outcome: Detected) {
+        self.shared.counts.traffic.detected(outcome);
+    }
+
+    /// What happened in the pools of connections for requests.
+    pub fn pool(&self, event: PoolEvent) {
+        self.shared.counts.traffic.pool(event);
+    }
+
+    /// An active health check changed its mind on an endpoint. `detail`: the last answer.
+    pub fn health(
+        &self,
+        service: &ResourceName,
+        endpoint: SocketAddr,
+        to: HealthChange,
+        detail: &str,
+    ) {
+        self.shared.counts.traffic.health(service, to);
+        match to {
+            HealthChange::Unhealthy => {
+                tracing::warn!(%service, %endpoint, detail, "health check: the endpoint is unhealthy");
+            }
+            HealthChange::Healthy => {
+                tracing::info!(%service, %endpoint, "health check: the endpoint is healthy");
+            }
+        }
+    }
+
+    /// A peer broke HTTP or flooded a connection. `cause`: a fixed word, it is a metric label.
+    pub fn protocol_error(&self, side: Side, cause: &'static str) {
+        self.shared.counts.traffic.protocol_error(side, cause);
+        tracing::debug!(side = side.as_str(), cause, "a violation of HTTP");
+    }
+}
