@@ -444,7 +444,7 @@ fn service_port(service: &Service, upstream: &Upstream, now: Instant) -> api::Se
             .unwrap_or_default()
             .to_owned(),
         max_connections: service.traffic.limits.max_connections,
-        connections: upstream.limits.in_use(),
+        connections: upstream.state.connections.in_use(),
         endpoints: upstream
             .endpoints
             .iter()

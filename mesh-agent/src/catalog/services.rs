@@ -12,7 +12,7 @@ use super::{build::keep_equal, snapshot::Snapshot, upstream::Upstream, workloads
 use crate::{
     api::{self, Diff, Object, SERVICE_NAME_LABEL, TargetPort, contains_all},
     model::{AppProtocol, Endpoint, ResourceName, Service, ServicePort, TrafficPolicy},
-    resilience::Permits,
+    resilience::ServiceState,
 };
 
 type Source = Arc<Object<api::Service>>;
@@ -36,8 +36,8 @@ pub(super) struct Services {
 #[derive(Debug)]
 struct State {
     source: Source,
-    /// Connections to the service; lives as long as its name.
-    permits: Arc<Permits>,
+    /// What happens to the service at run time; lives as long as its name.
+    state: Arc<ServiceState>,
 }
 
 impl Services {
@@ -61,7 +61,7 @@ impl Services {
         traffic: &Diff<'_, Object<api::TrafficPolicy>>,
         dirty: &mut HashSet<ResourceName>,
     ) {
-        let mut permits = HashMap::new();
+        let mut states = HashMap::new();
         for service in &services.removed {
             if let Some(label) = first_label(service)
                 && let Some(names) = self.by_label.get_mut(&label)
@@ -72,7 +72,7 @@ impl Services {
                 }
             }
             if let Some(state) = self.by_name.remove(&service.name) {
-                permits.insert(service.name.clone(), state.permits);
+                states.insert(service.name.clone(), state.state);
             }
             dirty.insert(service.name.clone());
         }
@@ -83,10 +83,10 @@ impl Services {
                     .or_default()
                     .insert(service.name.clone());
             }
-            let permits = permits.remove(&service.name).unwrap_or_default();
+            let state = states.remove(&service.name).unwrap_or_default();
             let source = Arc::clone(service);
             self.by_name
-                .insert(service.name.clone(), State { source, permits });
+                .insert(service.name.clone(), State { source, state });
             dirty.insert(service.name.clone());
         }
         for slice in &slices.removed {
@@ -210,7 +210,8 @@ impl Services {
                     let service = keep_equal(old, service);
                     if old.is_none_or(|old| !Arc::ptr_eq(old, &service)) {
                         stale.extend(old.cloned());
-                        fresh.push((service, Arc::clone(&state.permits)));
+                        state.state.update(&service.traffic);
+                        fresh.push((service, Arc::clone(&state.state)));
                     }
                 }
                 None => stale.extend(old.cloned()),
@@ -221,12 +222,14 @@ impl Services {
         }
         let version = next.version;
         let services = Arc::make_mut(&mut next.services);
+        let states = Arc::make_mut(&mut next.states);
         let by_vip = Arc::make_mut(&mut next.by_vip);
         let upstreams = Arc::make_mut(&mut next.upstreams);
         // Every old address goes before any new one comes: an address may move from one service to another.
         let mut carried = HashMap::new();
         for old in &stale {
             services.remove(&old.name);
+            states.remove(&old.name);
             for vip in &old.vips {
                 by_vip.remove(vip);
                 for port in &old.ports {
@@ -236,7 +239,7 @@ impl Services {
                 }
             }
         }
-        for (service, permits) in fresh {
+        for (service, state) in fresh {
             let mut made: HashMap<(u16, bool), Arc<Upstream>> = HashMap::new();
             for vip in &service.vips {
                 by_vip.insert(*vip, Arc::clone(&service));
@@ -247,12 +250,13 @@ impl Services {
                         let previous = previous.map(|upstream| &**upstream);
                         let seed = self.seed(&service.name, port.port, version);
                         Arc::new(Upstream::next(
-                            &service, port, ipv6, previous, &permits, seed, now,
+                            &service, port, ipv6, previous, &state, seed, now,
                         ))
                     });
                     upstreams.insert((*vip, port.port), Arc::clone(upstream));
                 }
             }
+            states.insert(service.name.clone(), state);
             services.insert(service.name.clone(), service);
         }
         true

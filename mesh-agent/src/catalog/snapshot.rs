@@ -13,6 +13,7 @@ use super::{
 use crate::{
     model::{ResourceName, Service, TrustDomain, Workload},
     policy::{AuthorizationPolicies, Authorizer, Authorizers, PolicyScope},
+    resilience::ServiceState,
     routing::RouteTable,
 };
 
@@ -25,6 +26,7 @@ pub struct Snapshot {
     pub(super) workloads: Arc<BTreeMap<ResourceName, Arc<Workload>>>,
     pub(super) by_address: Arc<HashMap<IpAddr, Arc<Workload>>>,
     pub(super) services: Arc<BTreeMap<ResourceName, Arc<Service>>>,
+    pub(super) states: Arc<HashMap<ResourceName, Arc<ServiceState>>>,
     pub(super) by_vip: Arc<HashMap<IpAddr, Arc<Service>>>,
     pub(super) upstreams: Arc<HashMap<Dialled, Arc<Upstream>>>,
     pub(super) authorization: Arc<AuthorizationPolicies>,
@@ -40,6 +42,7 @@ impl Snapshot {
             workloads: Arc::default(),
             by_address: Arc::default(),
             services: Arc::default(),
+            states: Arc::default(),
             by_vip: Arc::default(),
             upstreams: Arc::default(),
             authorization: Arc::new(AuthorizationPolicies::new(&options.root_namespace)),
@@ -63,6 +66,11 @@ impl Snapshot {
 
     pub fn service(&self, name: &ResourceName) -> Option<&Arc<Service>> {
         self.services.get(name)
+    }
+
+    /// Run-time state of a service: the same for as long as there is a service of that name. O(1).
+    pub fn service_state(&self, name: &ResourceName) -> Option<&Arc<ServiceState>> {
+        self.states.get(name)
     }
 
     /// Which service has a virtual address. O(1).

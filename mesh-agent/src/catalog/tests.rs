@@ -120,8 +120,8 @@ fn queries() {
         "[fd00:1::1]:9000"
     );
     assert!(
-        Arc::ptr_eq(&v6.limits, &web.limits),
-        "limits are the service's"
+        Arc::ptr_eq(&v6.state, &web.state),
+        "the state is the service's"
     );
 
     let db = snapshot.upstream(ip("10.96.0.2"), 5432).unwrap();
@@ -180,7 +180,7 @@ fn a_change_rebuilds_only_what_it_touches() {
             "run-time state goes on"
         );
     }
-    assert!(Arc::ptr_eq(&old.limits, &new.limits));
+    assert!(Arc::ptr_eq(&old.state, &new.state));
     assert!(Arc::ptr_eq(&old.ejections, &new.ejections));
 
     let (old, new) = (

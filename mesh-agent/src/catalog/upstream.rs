@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 use crate::{
     balance::{self, Balancer, Place, Usability},
     model::{Endpoint, Service, ServicePort},
-    resilience::{BreakerState, Ejections, EndpointState, Permits},
+    resilience::{Ejections, EndpointState, Health, ServiceState},
 };
 
 /// Endpoints of one port of one service for one IP family of its virtual addresses. It is made anew when one of them
@@ -17,8 +17,8 @@ pub struct Upstream {
     /// Those of the family of the virtual address; all, if there are none of it.
     pub endpoints: Vec<UpstreamEndpoint>,
     pub balancer: Balancer,
-    /// Connections at once to the whole service, all ports together.
-    pub limits: Arc<Permits>,
+    /// Of the whole service, all ports together.
+    pub state: Arc<ServiceState>,
     /// Counts the endpoints whose breaker is open.
     pub ejections: Arc<Ejections>,
 }
@@ -35,7 +35,7 @@ impl balance::Target for UpstreamEndpoint {
     }
 
     fn in_flight(&self) -> u32 {
-        self.state.in_flight()
+        self.state.work()
     }
 
     fn key(&self) -> u64 {
@@ -46,6 +46,10 @@ impl balance::Target for UpstreamEndpoint {
         self.state.ramping_since()
     }
 
+    fn latency_load(&self, now: Instant) -> Option<f64> {
+        self.state.load(now)
+    }
+
     fn place(&self) -> Place<'_> {
         Place {
             node: self.endpoint.node.as_deref(),
@@ -54,9 +58,12 @@ impl balance::Target for UpstreamEndpoint {
     }
 
     fn usable(&self, now: Instant) -> Usability {
-        match self.state.breaker_state(now) {
-            BreakerState::Closed | BreakerState::HalfOpen => Usability::Ready,
-            BreakerState::Open { .. } => Usability::Ejected,
+        if self.state.health() == Health::Unhealthy {
+            Usability::Unhealthy
+        } else if self.state.admits(now) {
+            Usability::Ready
+        } else {
+            Usability::Ejected
         }
     }
 }
@@ -68,7 +75,7 @@ impl Upstream {
         port: &Arc<ServicePort>,
         ipv6: bool,
         previous: Option<&Self>,
-        limits: &Arc<Permits>,
+        service_state: &Arc<ServiceState>,
         seed: u64,
         now: Instant,
     ) -> Self {
@@ -85,8 +92,10 @@ impl Upstream {
                 let state = match known {
                     Ok(found) => Arc::clone(&old[found].state),
                     // What joins others starts slowly; where nobody was before, all are alike.
-                    Err(_) if !old.is_empty() => EndpointState::new(now),
-                    Err(_) => EndpointState::settled(),
+                    Err(_) => {
+                        let ramping_since = (!old.is_empty()).then_some(now);
+                        EndpointState::with(ramping_since, Some(service_state.places()))
+                    }
                 };
                 UpstreamEndpoint {
                     endpoint: endpoint.clone(),
@@ -107,9 +116,21 @@ impl Upstream {
             service: Arc::clone(service),
             port: Arc::clone(port),
             endpoints,
-            limits: Arc::clone(limits),
+            state: Arc::clone(service_state),
             ejections,
         }
+    }
+
+    /// When the first of the endpoints with weight admits an attempt again, for `Retry-After`. `None`: one does now, or
+    /// there is none.
+    pub fn open_until(&self, now: Instant) -> Option<Instant> {
+        let with_weight = self.endpoints.iter().filter(|e| e.endpoint.weight > 0);
+        let mut first: Option<Instant> = None;
+        for endpoint in with_weight {
+            let until = endpoint.state.open_until(now)?;
+            first = Some(first.map_or(until, |first| first.min(until)));
+        }
+        first
     }
 }
 

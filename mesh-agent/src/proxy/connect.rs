@@ -153,7 +153,11 @@ pub(super) async fn to_service(
     let policy = &upstream.service.traffic;
     let total = policy.connect_timeout.unwrap_or(options.connect_timeout);
     let deadline = Instant::now() + total;
-    let Some(service_permit) = upstream.limits.acquire(policy.limits.max_connections) else {
+    let Some(service_permit) = upstream
+        .state
+        .connections
+        .acquire(policy.limits.max_connections)
+    else {
         return Err(Reason::ConnectionLimit);
     };
     let mut choice = match policy.load_balancer.locality.prefer {
@@ -178,6 +182,7 @@ pub(super) async fn to_service(
         let endpoint = &upstream.endpoints[index].endpoint;
         let address = endpoint.address;
         report.set_upstream(address, endpoint.workload.clone());
+        tell(attempt.transition(), upstream, address);
         let mut dialling = pin!(reach(shared, pod, address, service, client, deadline));
         let soon = attempt_deadline(Instant::now(), deadline, options.attempt_timeout);
         let (result, following) = match timeout_at(soon, dialling.as_mut()).await {
@@ -231,9 +236,20 @@ pub(super) async fn to_service(
 fn tell(transition: Option<Transition>, upstream: &Upstream, address: SocketAddr) {
     let service = &upstream.service.name;
     match transition {
-        Some(Transition::Opened { until }) => {
+        Some(Transition::Opened { until, kind, cause }) => {
             let wait = until.saturating_duration_since(now());
-            tracing::warn!(%service, endpoint = %address, ?wait, "circuit breaker opened: connects keep failing");
+            let (kind, cause) = (kind.as_str(), cause.as_str());
+            tracing::warn!(%service, endpoint = %address, kind, cause, ?wait, "circuit breaker opened");
+        }
+        Some(Transition::Refused { kind, cause }) => {
+            let (kind, cause) = (kind.as_str(), cause.as_str());
+            tracing::warn!(
+                %service, endpoint = %address, kind, cause,
+                "the endpoint keeps failing, but as many are ejected as maxEjectionPercent allows"
+            );
+        }
+        Some(Transition::HalfOpen) => {
+            tracing::info!(%service, endpoint = %address, "circuit breaker half-open");
         }
         Some(Transition::Closed) => {
             tracing::info!(%service, endpoint = %address, "circuit breaker closed");

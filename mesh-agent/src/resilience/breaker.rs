@@ -1,13 +1,20 @@
 //! The circuit breaker of one endpoint: a pure state machine.
 //!
 //! Closed: everything is admitted; `failure_threshold` consecutive failures, or a failure ratio over the window with a
-//! minimum volume, open it, if the service may eject one more. Open: nothing is admitted until its time is over.
-//! HalfOpen: one probe at a time; a failure opens it again for longer, `success_threshold` successes close it.
+//! minimum volume, open it, if the service may eject one more. Connects and requests are counted apart, each with its
+//! own row and its own window: answers to requests over a connection that still lives say nothing about whether new ones
+//! can be made, and the other way round. Open: nothing is admitted until its time is over. HalfOpen: one probe at a
+//! time; a failure opens it again for longer, `success_threshold` successes close it.
 
 use std::time::{Duration, Instant};
 
-use super::ring::Ring;
+use super::{Verdict, ring::Ring};
 use crate::model::CircuitBreaker;
+
+/// A probe without any result is given up after this, and the next may go.
+const PROBE_PATIENCE: Duration = Duration::from_secs(30);
+/// A probe whose response began well is a success after this, however long the response goes on.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What others see of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +35,44 @@ impl BreakerState {
     }
 }
 
-/// Answer to one wish to connect.
+/// What was attempted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Connect,
+    Request,
+}
+
+impl Kind {
+    /// For metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Request => "request",
+        }
+    }
+}
+
+/// What opened a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    Consecutive,
+    Ratio,
+    /// The probe of half-open failed.
+    Probe,
+}
+
+impl Cause {
+    /// For metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Consecutive => "consecutive_failures",
+            Self::Ratio => "failure_ratio",
+            Self::Probe => "probe",
+        }
+    }
+}
+
+/// Answer to one wish for an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admit {
     Pass,
@@ -40,35 +84,82 @@ pub enum Admit {
 /// A change worth telling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transition {
-    Opened { until: Instant },
+    Opened {
+        until: Instant,
+        kind: Kind,
+        cause: Cause,
+    },
+    HalfOpen,
     Closed,
+    /// It would have opened, but as many endpoints are out as `maxEjectionPercent` allows. Told no more than once in a
+    /// `recovery_timeout`.
+    Refused {
+        kind: Kind,
+        cause: Cause,
+    },
 }
 
 #[derive(Clone, Debug)]
 enum State {
     Closed,
-    Open { until: Instant },
-    HalfOpen { probe: Option<u64>, successes: u32 },
+    Open {
+        until: Instant,
+    },
+    HalfOpen {
+        probe: Option<Probe>,
+        successes: u32,
+    },
+}
+
+/// The probe that is out.
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    number: u64,
+    /// Sent, or answered.
+    since: Instant,
+    /// Its response began, and not as a failure.
+    answered: bool,
+}
+
+impl Probe {
+    /// When it is given up, or counts as a success.
+    fn until(self) -> Instant {
+        let patience = match self.answered {
+            true => ANSWER_PATIENCE,
+            false => PROBE_PATIENCE,
+        };
+        self.since + patience
+    }
+}
+
+/// What is counted of connects, and of requests.
+#[derive(Clone, Debug, Default)]
+struct Side {
+    consecutive: u32,
+    ring: Ring,
 }
 
 #[derive(Clone, Debug)]
 pub struct Breaker {
     state: State,
-    consecutive: u32,
-    ring: Ring,
+    connects: Side,
+    requests: Side,
     /// Openings since it was last closed.
     openings: u32,
     probes: u64,
+    /// When [`Transition::Refused`] was told.
+    refused: Option<Instant>,
 }
 
 impl Default for Breaker {
     fn default() -> Self {
         Self {
             state: State::Closed,
-            consecutive: 0,
-            ring: Ring::default(),
+            connects: Side::default(),
+            requests: Side::default(),
             openings: 0,
             probes: 0,
+            refused: None,
         }
     }
 }
@@ -86,82 +177,122 @@ impl Breaker {
         matches!(self.state, State::Closed)
     }
 
-    /// Failures since the last success.
+    /// Failures since the last success, of connects or of requests, whichever are more.
     pub fn consecutive_failures(&self) -> u32 {
-        self.consecutive
+        self.connects.consecutive.max(self.requests.consecutive)
     }
 
-    pub fn admit(&mut self, now: Instant) -> Admit {
-        match &mut self.state {
-            State::Closed => Admit::Pass,
-            State::Open { until } if now < *until => Admit::Refuse,
-            State::HalfOpen { probe: Some(_), .. } => Admit::Refuse,
+    pub fn admit(&mut self, policy: &CircuitBreaker, now: Instant) -> (Admit, Option<Transition>) {
+        let told = match self.state {
+            State::Closed => return (Admit::Pass, None),
+            State::Open { until } if now < until => return (Admit::Refuse, None),
             State::Open { .. } => {
-                self.probes += 1;
                 self.state = State::HalfOpen {
-                    probe: Some(self.probes),
+                    probe: None,
                     successes: 0,
                 };
-                Admit::Probe(self.probes)
+                Some(Transition::HalfOpen)
             }
-            State::HalfOpen { probe, .. } => {
-                self.probes += 1;
-                *probe = Some(self.probes);
-                Admit::Probe(self.probes)
+            State::HalfOpen { probe: None, .. } => None,
+            State::HalfOpen {
+                probe: Some(out), ..
+            } => {
+                if now < out.until() {
+                    return (Admit::Refuse, None);
+                }
+                if out.answered && self.probe_succeeded(policy) {
+                    return (Admit::Pass, Some(Transition::Closed));
+                }
+                None
             }
+        };
+        self.probes += 1;
+        if let State::HalfOpen { probe, .. } = &mut self.state {
+            *probe = Some(Probe {
+                number: self.probes,
+                since: now,
+                answered: false,
+            });
+        }
+        (Admit::Probe(self.probes), told)
+    }
+
+    /// Until when it is open, or was open before anybody asked.
+    pub fn open_until(&self) -> Option<Instant> {
+        match self.state {
+            State::Open { until } => Some(until),
+            _ => None,
+        }
+    }
+
+    /// Until when the probe that is out keeps others from being admitted.
+    pub fn probe_until(&self) -> Option<Instant> {
+        match self.state {
+            State::HalfOpen { probe, .. } => probe.map(Probe::until),
+            _ => None,
         }
     }
 
     /// A probe ended without a result: the next wish becomes one.
     pub fn give_back(&mut self, number: u64) {
-        if let State::HalfOpen { probe, .. } = &mut self.state
-            && *probe == Some(number)
-        {
+        if let Some(probe) = self.current(number) {
             *probe = None;
+        }
+    }
+
+    /// The response to a probe began, and not as a failure: it may go on for very long.
+    pub fn answered(&mut self, number: u64, now: Instant) {
+        if let Some(Some(probe)) = self.current(number) {
+            probe.answered = true;
+            probe.since = now;
         }
     }
 
     /// The result of an attempt that was admitted as `Pass` (`probe`: `None`) or as a probe. `random` is uniform in
     /// 0.0..1.0. `may_open` is asked only when the breaker wants to leave Closed, and must reserve the place it grants.
+    #[expect(clippy::too_many_arguments, reason = "time and chance are arguments")]
     pub fn on_result(
         &mut self,
         policy: &CircuitBreaker,
+        kind: Kind,
+        verdict: Verdict,
         probe: Option<u64>,
-        ok: bool,
         now: Instant,
         random: f64,
         may_open: impl FnOnce() -> bool,
     ) -> Option<Transition> {
-        match &mut self.state {
+        match self.state {
             State::Closed => {
-                self.consecutive = if ok {
-                    0
-                } else {
-                    self.consecutive.saturating_add(1)
-                };
-                let too_many = self.too_many_failures(policy, ok, now);
-                (too_many && may_open()).then(|| self.open(policy, now, random))
+                let cause = self.count(policy, kind, verdict, now)?;
+                if may_open() {
+                    return Some(self.open(policy, kind, cause, now, random));
+                }
+                let lately = self.refused.is_some_and(|told| {
+                    now.saturating_duration_since(told) < policy.recovery_timeout
+                });
+                if lately {
+                    return None;
+                }
+                self.refused = Some(now);
+                Some(Transition::Refused { kind, cause })
             }
-            // A connection that began before the breaker opened says nothing new.
+            // An attempt that began before the breaker opened says nothing new.
             State::Open { .. } => None,
-            State::HalfOpen {
-                probe: current,
-                successes,
-            } => {
-                if probe.is_none() || probe != *current {
-                    return None;
+            State::HalfOpen { .. } => {
+                // Nor does one that began before this probe.
+                *self.current(probe?)? = None;
+                match verdict {
+                    Verdict::Failure => {
+                        let side = self.side(kind);
+                        side.consecutive = side.consecutive.saturating_add(1);
+                        Some(self.open(policy, kind, Cause::Probe, now, random))
+                    }
+                    // Alive and busy: where that counts against it, the next probe shall tell; else it is a success.
+                    Verdict::Limited if policy.failure_ratio.is_some() => None,
+                    Verdict::Limited | Verdict::Success => {
+                        self.probe_succeeded(policy).then_some(Transition::Closed)
+                    }
                 }
-                *current = None;
-                if !ok {
-                    self.consecutive = self.consecutive.saturating_add(1);
-                    return Some(self.open(policy, now, random));
-                }
-                *successes += 1;
-                if *successes < policy.success_threshold {
-                    return None;
-                }
-                self.close();
-                Some(Transition::Closed)
             }
         }
     }
@@ -175,21 +306,79 @@ impl Breaker {
         };
     }
 
-    fn too_many_failures(&mut self, policy: &CircuitBreaker, ok: bool, now: Instant) -> bool {
-        let by_ratio = policy.failure_ratio.is_some_and(|ratio| {
-            let (failures, total) = self.ring.record(ok, policy.window, now);
-            total >= policy.min_volume && f64::from(failures) >= ratio * f64::from(total)
-        });
-        // A success must not open, even when the ratio is still bad after it.
-        !ok && (by_ratio || self.consecutive >= policy.failure_threshold)
+    /// The place of the current probe, if it has this number.
+    fn current(&mut self, number: u64) -> Option<&mut Option<Probe>> {
+        match &mut self.state {
+            State::HalfOpen { probe, .. } => {
+                probe.is_some_and(|p| p.number == number).then_some(probe)
+            }
+            _ => None,
+        }
     }
 
-    fn open(&mut self, policy: &CircuitBreaker, now: Instant, random: f64) -> Transition {
-        self.ring = Ring::default();
+    /// Returns whether that closed it.
+    fn probe_succeeded(&mut self, policy: &CircuitBreaker) -> bool {
+        if let State::HalfOpen { successes, .. } = &mut self.state {
+            *successes += 1;
+            if *successes >= policy.success_threshold {
+                self.close();
+                return true;
+            }
+        }
+        false
+    }
+
+    fn side(&mut self, kind: Kind) -> &mut Side {
+        match kind {
+            Kind::Connect => &mut self.connects,
+            Kind::Request => &mut self.requests,
+        }
+    }
+
+    /// Counts a result; says why it is one too many.
+    fn count(
+        &mut self,
+        policy: &CircuitBreaker,
+        kind: Kind,
+        verdict: Verdict,
+        now: Instant,
+    ) -> Option<Cause> {
+        let side = self.side(kind);
+        side.consecutive = match verdict {
+            Verdict::Success => 0,
+            Verdict::Failure => side.consecutive.saturating_add(1),
+            Verdict::Limited => side.consecutive,
+        };
+        let ok = verdict == Verdict::Success;
+        let by_ratio = policy.failure_ratio.is_some_and(|ratio| {
+            let (failures, total) = side.ring.record(ok, policy.window, now);
+            total >= policy.min_volume && f64::from(failures) >= ratio * f64::from(total)
+        });
+        match verdict {
+            // A success must not open, even when the ratio is still bad after it.
+            Verdict::Success => None,
+            Verdict::Failure if side.consecutive >= policy.failure_threshold => {
+                Some(Cause::Consecutive)
+            }
+            _ => by_ratio.then_some(Cause::Ratio),
+        }
+    }
+
+    fn open(
+        &mut self,
+        policy: &CircuitBreaker,
+        kind: Kind,
+        cause: Cause,
+        now: Instant,
+        random: f64,
+    ) -> Transition {
+        self.connects.ring = Ring::default();
+        self.requests.ring = Ring::default();
+        self.refused = None;
         let until = now + open_for(policy, self.openings, random);
         self.openings = self.openings.saturating_add(1);
         self.state = State::Open { until };
-        Transition::Opened { until }
+        Transition::Opened { until, kind, cause }
     }
 }
 

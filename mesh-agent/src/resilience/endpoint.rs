@@ -2,14 +2,19 @@
 //! `Arc` over.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use super::{
-    Admit, Breaker, BreakerState, Ejection, Ejections, Permit, Permits, breaker::Transition,
+    Admit, Attempt, Breaker, BreakerState, Ejection, Ejections, Line, Permit, Permits,
+    breaker::Transition,
+    moment::{AtomicMoment, instant, nanos},
 };
-use crate::model::CircuitBreaker;
+use crate::{balance::PeakEwma, model::CircuitBreaker};
 
 /// Why the endpoint last failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,40 +23,80 @@ pub struct LastFailure {
     pub error: Arc<str>,
 }
 
-#[derive(Debug)]
-pub struct EndpointState {
-    connections: Arc<Permits>,
-    inner: Mutex<Inner>,
+/// What active checks say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Not checked, or not yet.
+    #[default]
+    Unknown,
+    Healthy,
+    Unhealthy,
+}
+
+impl Health {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
 }
 
 #[derive(Debug)]
-struct Inner {
-    breaker: Breaker,
-    /// Held from the opening of the breaker until it is closed.
-    ejection: Option<Ejection>,
+pub struct EndpointState {
+    connections: Arc<Permits>,
+    requests: Arc<Permits>,
+    health: AtomicU8,
     /// Start of slow start: joined, or recovered.
-    ramping_since: Option<Instant>,
-    last_failure: Option<LastFailure>,
+    ramping_since: AtomicMoment,
+    /// The breaker's state, to be read without the lock: [`CLOSED`], [`HALF_OPEN`], or until when it is open or, with
+    /// the bit [`PROBING`], until when its probe may take.
+    state: AtomicU64,
+    /// Requests have been sent to it.
+    has_requests: AtomicBool,
+    latency: Mutex<PeakEwma>,
+    inner: Mutex<Inner>,
+}
+
+const CLOSED: u64 = 0;
+const HALF_OPEN: u64 = 1;
+const PROBING: u64 = 1 << 63;
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) breaker: Breaker,
+    /// Held from the opening of the breaker until it is closed.
+    pub(super) ejection: Option<Ejection>,
+    pub(super) last_failure: Option<LastFailure>,
 }
 
 impl EndpointState {
     /// The endpoint joined a running mesh now: slow start applies.
     pub fn new(now: Instant) -> Arc<Self> {
-        Self::with_ramp(Some(now))
+        Self::with(Some(now), None)
     }
 
     /// The endpoint was there before this agent: no slow start.
     pub fn settled() -> Arc<Self> {
-        Self::with_ramp(None)
+        Self::with(None, None)
     }
 
-    fn with_ramp(ramping_since: Option<Instant>) -> Arc<Self> {
+    /// `line`: those who wait for a place at the service's endpoints.
+    pub fn with(ramping_since: Option<Instant>, line: Option<&Arc<Line>>) -> Arc<Self> {
+        let permits = || line.map_or_else(Permits::new, Permits::waking);
         Arc::new(Self {
-            connections: Permits::new(),
+            connections: permits(),
+            requests: permits(),
+            health: AtomicU8::new(Health::default() as u8),
+            ramping_since: AtomicMoment::new(ramping_since),
+            state: AtomicU64::new(CLOSED),
+            has_requests: AtomicBool::new(false),
+            latency: Mutex::default(),
             inner: Mutex::new(Inner {
                 breaker: Breaker::default(),
                 ejection: None,
-                ramping_since,
                 last_failure: None,
             }),
         })
@@ -68,8 +113,78 @@ impl EndpointState {
         self.connections.acquire(limit)
     }
 
+    pub fn requests_in_flight(&self) -> u32 {
+        self.requests.in_use()
+    }
+
+    /// One request to the endpoint, `None` at the limit. Held until its response has ended.
+    #[must_use = "the request counts while the permit is held"]
+    pub fn acquire_request(&self, limit: Option<u32>) -> Option<Permit> {
+        if !self.has_requests.load(Ordering::Relaxed) {
+            self.has_requests.store(true, Ordering::Relaxed);
+        }
+        self.requests.acquire(limit)
+    }
+
+    /// What the endpoint is busy with, for the balancer: requests, where it gets any, for then its connections may be
+    /// idle; else connections.
+    pub fn work(&self) -> u32 {
+        match self.has_requests.load(Ordering::Relaxed) {
+            true => self.requests_in_flight(),
+            false => self.in_flight(),
+        }
+    }
+
+    /// An answer, or a failure to give one, came after `latency`. `ok` is false for whatever is not a
+    /// [`super::Verdict::Success`].
+    pub fn observe(&self, latency: Duration, ok: bool, now: Instant) {
+        lock(&self.latency).observe(latency, ok, now);
+    }
+
+    /// Seconds that an answer is expected to take; `None` before the first.
+    pub fn load(&self, now: Instant) -> Option<f64> {
+        lock(&self.latency).load(now)
+    }
+
+    pub fn health(&self) -> Health {
+        match self.health.load(Ordering::Relaxed) {
+            1 => Health::Healthy,
+            2 => Health::Unhealthy,
+            _ => Health::Unknown,
+        }
+    }
+
+    /// Result of active checks; returns the one before. It does not touch the breaker: a check that passes does not
+    /// bring back what live traffic has put out.
+    pub fn set_health(&self, health: Health) -> Health {
+        let before = self.health();
+        self.health.store(health as u8, Ordering::Relaxed);
+        before
+    }
+
+    /// Whether its breaker would admit an attempt. Takes no lock.
+    pub fn admits(&self, now: Instant) -> bool {
+        match self.state.load(Ordering::Acquire) {
+            CLOSED | HALF_OPEN => true,
+            until => until & !PROBING <= nanos(now),
+        }
+    }
+
+    /// Whether traffic may go to it: no active check says otherwise, and its breaker would admit it.
+    pub fn usable(&self, now: Instant) -> bool {
+        self.health() != Health::Unhealthy && self.admits(now)
+    }
+
+    /// Takes no lock.
     pub fn breaker_state(&self, now: Instant) -> BreakerState {
-        self.lock().breaker.state(now)
+        match self.state.load(Ordering::Acquire) {
+            CLOSED => BreakerState::Closed,
+            state if state == HALF_OPEN || state & PROBING != 0 => BreakerState::HalfOpen,
+            until if nanos(now) < until => BreakerState::Open {
+                until: instant(until),
+            },
+            _ => BreakerState::HalfOpen,
+        }
     }
 
     /// Failures since the last success.
@@ -83,38 +198,51 @@ impl EndpointState {
 
     /// For [`crate::balance::Target::ramping_since`].
     pub fn ramping_since(&self) -> Option<Instant> {
-        self.lock().ramping_since
+        self.ramping_since.load()
     }
 
     /// Asks the breaker for one attempt; `None` when it is open, or half-open with its probe under way. `ejections`
-    /// are those of the service port. No policy: always admitted, and an earlier breaker is forgotten.
+    /// are those of the service port. No policy: always admitted, and an earlier breaker is forgotten. Takes no lock
+    /// while the breaker is closed.
     pub fn admit(
         self: &Arc<Self>,
         policy: Option<&CircuitBreaker>,
         ejections: &Arc<Ejections>,
         now: Instant,
     ) -> Option<Attempt> {
+        let attempt = |probe, transition| {
+            Attempt::new(
+                Arc::clone(self),
+                Arc::clone(ejections),
+                policy.copied(),
+                probe,
+                transition,
+            )
+        };
+        if self.state.load(Ordering::Acquire) == CLOSED {
+            return Some(attempt(None, None));
+        }
         let mut inner = self.lock();
-        let percent = policy.map(|p| p.max_ejection_percent);
-        let pardoned = match (&mut inner.ejection, percent) {
-            (Some(ejection), Some(percent)) => ejection.pardon_if_over(percent),
-            (Some(_), None) => true,
+        let pardoned = match (&mut inner.ejection, policy) {
+            (Some(ejection), Some(policy)) => ejection.pardon_if_over(policy.max_ejection_percent),
+            (_, None) => true,
             (None, _) => false,
         };
-        if pardoned {
-            inner.close(now);
-        }
-        let probe = match inner.breaker.admit(now) {
-            Admit::Refuse => return None,
-            Admit::Pass => None,
-            Admit::Probe(number) => Some(number),
+        let (Some(policy), false) = (policy, pardoned) else {
+            inner.breaker.close();
+            self.closed(&mut inner, now);
+            return Some(attempt(None, Some(Transition::Closed)));
         };
-        Some(Attempt {
-            endpoint: Arc::clone(self),
-            ejections: Arc::clone(ejections),
-            policy: policy.copied(),
-            probe,
-        })
+        let (admit, transition) = inner.breaker.admit(policy, now);
+        match transition {
+            Some(Transition::Closed) => self.closed(&mut inner, now),
+            _ => self.publish(&inner),
+        }
+        match admit {
+            Admit::Refuse => None,
+            Admit::Pass => Some(attempt(None, transition)),
+            Admit::Probe(number) => Some(attempt(Some(number), transition)),
+        }
     }
 
     /// Admits past an open breaker: so few endpoints are usable that all are used (`balance`, panic). The breaker learns
@@ -124,90 +252,50 @@ impl EndpointState {
         policy: Option<&CircuitBreaker>,
         ejections: &Arc<Ejections>,
     ) -> Attempt {
-        Attempt {
-            endpoint: Arc::clone(self),
-            ejections: Arc::clone(ejections),
-            policy: policy.copied(),
-            probe: None,
+        Attempt::new(
+            Arc::clone(self),
+            Arc::clone(ejections),
+            policy.copied(),
+            None,
+            None,
+        )
+    }
+
+    /// When the endpoint will admit an attempt; `None`: now. Half-open with its probe under way counts as now.
+    pub fn open_until(&self, now: Instant) -> Option<Instant> {
+        match self.breaker_state(now) {
+            BreakerState::Open { until } => Some(until),
+            BreakerState::Closed | BreakerState::HalfOpen => None,
         }
     }
 
-    /// A panic elsewhere leaves the state usable.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    fn close(&mut self, now: Instant) {
-        self.breaker.close();
-        self.ejection = None;
-        self.ramping_since = Some(now);
-    }
-}
-
-/// One admitted attempt to connect. Dropped without a result it counts as nothing.
-#[derive(Debug)]
-#[must_use = "say succeeded or failed"]
-pub struct Attempt {
-    endpoint: Arc<EndpointState>,
-    ejections: Arc<Ejections>,
-    policy: Option<CircuitBreaker>,
-    probe: Option<u64>,
-}
-
-impl Attempt {
-    /// Whether this is the probe of a half-open breaker.
-    pub fn is_probe(&self) -> bool {
-        self.probe.is_some()
+    /// The breaker has closed: the place among the ejected is free, and slow start begins.
+    pub(super) fn closed(&self, inner: &mut Inner, now: Instant) {
+        inner.ejection = None;
+        self.ramping_since.store(Some(now));
+        self.publish(inner);
     }
 
-    /// The connection was established.
-    pub fn succeeded(mut self, now: Instant) -> Option<Transition> {
-        self.result(None, now, 0.0)
-    }
-
-    /// The connection was refused, timed out or had no way. `random`: uniform in 0.0..1.0.
-    pub fn failed(mut self, error: &str, now: Instant, random: f64) -> Option<Transition> {
-        self.result(Some(error), now, random)
-    }
-
-    fn result(&mut self, error: Option<&str>, now: Instant, random: f64) -> Option<Transition> {
-        let probe = self.probe.take();
-        if self.policy.is_none() && error.is_none() {
-            return None;
-        }
-        let mut guard = self.endpoint.lock();
-        let inner = &mut *guard;
-        if let Some(error) = error {
-            inner.last_failure = Some(LastFailure {
-                at: now,
-                error: error.into(),
-            });
-        }
-        let policy = self.policy.as_ref()?;
-        let ejection = &mut inner.ejection;
-        let may_open = || {
-            *ejection = self.ejections.eject(policy.max_ejection_percent);
-            ejection.is_some()
+    /// Shows the breaker's state to those who do not take the lock.
+    pub(super) fn publish(&self, inner: &Inner) {
+        let breaker = &inner.breaker;
+        let state = match (breaker.open_until(), breaker.probe_until()) {
+            (Some(until), _) => nanos(until).max(HALF_OPEN + 1),
+            (None, Some(until)) => nanos(until) | PROBING,
+            (None, None) if breaker.is_closed() => CLOSED,
+            (None, None) => HALF_OPEN,
         };
-        let ok = error.is_none();
-        let transition = inner
-            .breaker
-            .on_result(policy, probe, ok, now, random, may_open);
-        if transition == Some(Transition::Closed) {
-            inner.close(now);
-        }
-        transition
+        self.state.store(state, Ordering::Release);
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
     }
 }
 
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        if let Some(number) = self.probe {
-            self.endpoint.lock().breaker.give_back(number);
-        }
-    }
+/// A panic elsewhere leaves the state usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -5,11 +5,15 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
+use super::Line;
+
 /// Units in use. Shared by every guard, so that it outlives the snapshot it was made for; the limit is an argument,
 /// so that a changed policy applies to what is already held.
 #[derive(Debug, Default)]
 pub struct Permits {
     in_use: AtomicU32,
+    /// Those who wait for one.
+    line: Option<Arc<Line>>,
 }
 
 impl Permits {
@@ -17,13 +21,22 @@ impl Permits {
         Arc::default()
     }
 
+    /// Each permit that is given back wakes one who waits in the line.
+    pub fn waking(line: &Arc<Line>) -> Arc<Self> {
+        Arc::new(Self {
+            in_use: AtomicU32::new(0),
+            line: Some(Arc::clone(line)),
+        })
+    }
+
     /// Takes one unit unless `limit` are in use; `None` limits nothing but counts. Never more than `limit` guards
     /// are alive, however many threads ask.
     #[must_use = "the unit is given back when the permit is dropped"]
     pub fn acquire(self: &Arc<Self>, limit: Option<u32>) -> Option<Permit> {
         let limit = limit.unwrap_or(u32::MAX);
+        // The orderings are those that `Line::released` relies on.
         self.in_use
-            .try_update(Ordering::AcqRel, Ordering::Relaxed, |n| {
+            .try_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
                 (n < limit).then(|| n + 1)
             })
             .ok()?;
@@ -41,7 +54,10 @@ pub struct Permit(Arc<Permits>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.in_use.fetch_sub(1, Ordering::AcqRel);
+        self.0.in_use.fetch_sub(1, Ordering::SeqCst);
+        if let Some(line) = &self.0.line {
+            line.released();
+        }
     }
 }
 

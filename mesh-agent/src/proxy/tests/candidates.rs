@@ -13,7 +13,7 @@ use crate::{
         served::{Report, Served},
         socket::Leg,
     },
-    resilience::{BreakerState, Ejections, EndpointState, Permits},
+    resilience::{BreakerState, Ejections, EndpointState, ServiceState},
 };
 
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
@@ -48,7 +48,7 @@ fn upstream(endpoints: &[SocketAddr], traffic: TrafficPolicy) -> Upstream {
         }),
         port,
         balancer: Balancer::new(&Default::default(), &endpoints, 0),
-        limits: Permits::new(),
+        state: ServiceState::new(),
         ejections: Ejections::new(endpoints.len() as u32),
         endpoints,
     }
@@ -279,7 +279,7 @@ async fn the_limit_of_the_service() {
     drop(first);
     assert!(connect(&rig, &upstream).await.0.is_ok());
     drop(second);
-    assert_eq!(upstream.limits.in_use(), 0);
+    assert_eq!(upstream.state.connections.in_use(), 0);
 }
 
 #[tokio::test]
@@ -321,5 +321,5 @@ async fn no_descriptors_does_not_blame_the_endpoint() {
             .iter()
             .all(|e| e.state.last_failure().is_none())
     );
-    assert_eq!(upstream.limits.in_use(), 0);
+    assert_eq!(upstream.state.connections.in_use(), 0);
 }

@@ -19,6 +19,13 @@ fn policy() -> CircuitBreaker {
     }
 }
 
+fn verdict(ok: bool) -> Verdict {
+    match ok {
+        true => Verdict::Success,
+        false => Verdict::Failure,
+    }
+}
+
 /// A breaker on its own: it may always open.
 struct Alone {
     breaker: Breaker,
@@ -40,7 +47,8 @@ impl Alone {
     }
 
     fn admit(&mut self, second: u64) -> Admit {
-        self.breaker.admit(self.at(second))
+        let now = self.at(second);
+        self.breaker.admit(&self.policy, now).0
     }
 
     /// One admitted attempt with its result.
@@ -51,13 +59,32 @@ impl Alone {
             Admit::Refuse => panic!("refused at {second} s"),
         };
         let now = self.at(second);
-        self.breaker
-            .on_result(&self.policy, probe, ok, now, random, || true)
+        self.result(probe, ok, now, random)
+    }
+
+    /// The result of a request.
+    fn result(
+        &mut self,
+        probe: Option<u64>,
+        ok: bool,
+        now: Instant,
+        random: f64,
+    ) -> Option<Transition> {
+        let verdict = verdict(ok);
+        self.breaker.on_result(
+            &self.policy,
+            Kind::Request,
+            verdict,
+            probe,
+            now,
+            random,
+            || true,
+        )
     }
 
     fn open_until(&mut self, second: u64, random: f64) -> u64 {
         match self.run(second, false, random) {
-            Some(Transition::Opened { until }) => (until - self.start).as_secs(),
+            Some(Transition::Opened { until, .. }) => (until - self.start).as_secs(),
             other => panic!("{other:?} instead of opening"),
         }
     }
@@ -102,7 +129,7 @@ fn only_the_current_probe_decides() {
     for _ in 0..3 {
         alone.run(0, false, 0.0);
     }
-    let (policy, now) = (alone.policy, alone.at(5));
+    let now = alone.at(5);
     let Admit::Probe(old) = alone.admit(5) else {
         panic!("no probe")
     };
@@ -112,15 +139,11 @@ fn only_the_current_probe_decides() {
     };
     // A straggler from before the opening, and a probe that was given back: neither opens nor closes.
     for probe in [None, Some(old)] {
-        let changed = alone
-            .breaker
-            .on_result(&policy, probe, false, now, 0.0, || true);
+        let changed = alone.result(probe, false, now, 0.0);
         assert_eq!(changed, None);
     }
     assert_eq!(alone.admit(5), Admit::Refuse, "the probe is still out");
-    let changed = alone
-        .breaker
-        .on_result(&policy, Some(current), false, now, 0.0, || true);
+    let changed = alone.result(Some(current), false, now, 0.0);
     assert!(matches!(changed, Some(Transition::Opened { .. })));
 }
 
@@ -192,12 +215,19 @@ fn a_success_never_opens() {
 fn stays_closed_when_nothing_more_may_be_ejected() {
     let mut alone = Alone::new(policy());
     let (policy, now) = (alone.policy, alone.at(0));
-    for _ in 0..10 {
-        let changed = alone
-            .breaker
-            .on_result(&policy, None, false, now, 0.0, || false);
-        assert_eq!(changed, None);
-    }
+    let told: Vec<_> = (0..10)
+        .filter_map(|_| {
+            let failed = Verdict::Failure;
+            alone
+                .breaker
+                .on_result(&policy, Kind::Request, failed, None, now, 0.0, || false)
+        })
+        .collect();
+    let refused = Transition::Refused {
+        kind: Kind::Request,
+        cause: Cause::Consecutive,
+    };
+    assert_eq!(told, [refused], "told once");
     assert_eq!(alone.admit(0), Admit::Pass);
     // As soon as there is room, the next failure opens it.
     assert!(alone.run(0, false, 0.0).is_some());
@@ -210,41 +240,41 @@ proptest! {
     fn invariants(steps in prop::collection::vec((0u64..20, 0u8..4, any::<bool>(), 0.0f64..1.0), 1..120)) {
         let mut alone = Alone::new(policy());
         let mut second = 0;
-        let mut out: Vec<Option<u64>> = Vec::new();
+        let mut out: Vec<(Option<u64>, Instant)> = Vec::new();
         for (gap, action, ok, random) in steps {
             second += gap;
             let now = alone.at(second);
             let before = alone.breaker.state(now);
             match action {
-                0 | 1 => match alone.breaker.admit(now) {
+                0 | 1 => match alone.breaker.admit(&alone.policy, now).0 {
                     Admit::Pass => {
                         prop_assert_eq!(before, BreakerState::Closed);
-                        out.push(None);
+                        out.push((None, now));
                     }
                     Admit::Probe(n) => {
                         prop_assert_eq!(before, BreakerState::HalfOpen);
-                        prop_assert!(!out.contains(&Some(n)));
-                        out.push(Some(n));
+                        prop_assert!(out.iter().all(|(probe, _)| *probe != Some(n)));
+                        out.push((Some(n), now));
                     }
                     Admit::Refuse => prop_assert_ne!(before, BreakerState::Closed),
                 },
                 2 if !out.is_empty() => {
-                    let probe = out.remove(0);
-                    let policy = alone.policy;
-                    let changed = alone.breaker.on_result(&policy, probe, ok, now, random, || true);
-                    if let Some(Transition::Opened { until }) = changed {
+                    let (probe, _) = out.remove(0);
+                    let changed = alone.result(probe, ok, now, random);
+                    if let Some(Transition::Opened { until, .. }) = changed {
                         prop_assert!(!ok);
                         prop_assert!((5 * SECOND..=60 * SECOND).contains(&(until - now)));
                     }
                 }
                 3 if !out.is_empty() => {
-                    if let Some(n) = out.remove(0) {
+                    if let (Some(n), _) = out.remove(0) {
                         alone.breaker.give_back(n);
                     }
                 }
                 _ => {}
             }
-            prop_assert!(out.iter().flatten().count() <= 1);
+            let current = |(probe, at): &&(Option<u64>, Instant)| probe.is_some() && now < *at + PROBE_PATIENCE;
+            prop_assert!(out.iter().filter(current).count() <= 1);
         }
     }
 }
