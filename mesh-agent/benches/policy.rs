@@ -123,6 +123,7 @@ fn measure(authorizer: &Authorizer, source: &SpiffeId, ip: &str) -> f64 {
                 source_ip: black_box(ip),
                 destination_ip: black_box(ip),
                 destination_port: black_box(80),
+                http: None,
             };
             black_box(authorizer.decide(&facts));
         }

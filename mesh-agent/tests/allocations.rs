@@ -210,6 +210,7 @@ fn a_decision_allocates_nothing() {
                     source_ip: ip.parse().unwrap(),
                     destination_ip: ip.parse().unwrap(),
                     destination_port: port,
+                    http: None,
                 };
                 allowed += usize::from(authorizer.decide(&facts).is_allowed());
                 authorizer.dry_run(&facts, |_, _| told += 1);

@@ -331,6 +331,7 @@ impl Asked<'_> {
             source_ip: source_ip.unwrap_or(IpAddr::from([0, 0, 0, 0])),
             destination_ip: address.ip(),
             destination_port: address.port(),
+            http: None,
         };
         let authorizer = self.catalog.authorizer(&workload.name);
         let admit = decide::admit(policy, &authorizer, &facts);

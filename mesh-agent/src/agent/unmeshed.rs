@@ -117,6 +117,7 @@ fn forbidden(catalog: &Catalog, record: &ConnRecord) -> Option<(ResourceName, Re
         source_ip: remote.ip(),
         destination_ip: local.ip(),
         destination_port: local.port(),
+        http: None,
     };
     let authorizer = snapshot.authorizer(&name);
     let reason = decide::admit(&workload.policy, &authorizer, &facts).refusal()?;

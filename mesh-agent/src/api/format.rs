@@ -53,6 +53,10 @@ pub(crate) fn check(format: &str, text: &str) -> Result<(), String> {
         "principal-pattern" => return pattern::check_principal(text),
         "namespace-pattern" => return pattern::check_namespace(text),
         "service-account" => return pattern::check_service_account(text),
+        "method-pattern" => return pattern::check_method(text),
+        "path-pattern" => return crate::policy::path::check_pattern(text),
+        "host-pattern" => return pattern::check_host(text),
+        "header-value-pattern" => return pattern::check_header_value(text),
         _ => return requests::check(format, text).unwrap_or(Ok(())),
     };
     if ok { Ok(()) } else { Err(expected.to_owned()) }
@@ -77,6 +81,10 @@ pub(crate) const KNOWN: &[&str] = &[
     "principal-pattern",
     "namespace-pattern",
     "service-account",
+    "method-pattern",
+    "path-pattern",
+    "host-pattern",
+    "header-value-pattern",
 ];
 
 pub(super) fn is_dns_label(text: &str) -> bool {

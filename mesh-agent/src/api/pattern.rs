@@ -1,4 +1,5 @@
-//! Patterns of principals and namespaces, as policies write them: a text, a text with `*` at one end, or `*`.
+//! Patterns of principals, namespaces, methods, hosts and header values, as policies write them: a text, a text with `*`
+//! at one end, or `*`. Those of paths are in `policy::path`.
 //!
 //! A pattern that can match nothing is refused: in a DENY policy it would silently let everything through.
 
@@ -124,5 +125,51 @@ pub(super) fn check_service_account(text: &str) -> Result<(), String> {
         Ok(())
     } else {
         Err("namespace/service-account, or service-account alone for one of the policy's namespace; without '*'".into())
+    }
+}
+
+pub(super) fn check_method(text: &str) -> Result<(), String> {
+    let literal = Pattern::parse(text).literal();
+    let token = |b: u8| b.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}*".contains(&b);
+    if literal.bytes().all(token)
+        && !literal.bytes().any(|b| b.is_ascii_lowercase())
+        && !text.is_empty()
+    {
+        Ok(())
+    } else {
+        Err("a method in capitals (GET), with '*' at one end at most, or '*'".into())
+    }
+}
+
+pub(super) fn check_host(text: &str) -> Result<(), String> {
+    const EXPECTED: &str =
+        "a host (shop.example, shop.example:8080), with '*' at one end at most (*.example), or '*'";
+    let literal = Pattern::parse(text).literal();
+    let host =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    if !literal.bytes().all(host) || text.is_empty() {
+        return Err(EXPECTED.into());
+    }
+    let exact = matches!(Pattern::parse(text), Pattern::Exact(_) | Pattern::Suffix(_));
+    if exact && literal.ends_with('.') {
+        return Err(format!("{EXPECTED}, without a final dot"));
+    }
+    Ok(())
+}
+
+pub(super) fn check_header_value(text: &str) -> Result<(), String> {
+    let pattern = Pattern::parse(text);
+    let literal = pattern.literal();
+    // A value comes without the space around it.
+    let possible = match pattern {
+        Pattern::Any => true,
+        Pattern::Exact(text) => text.trim() == text && !text.is_empty(),
+        Pattern::Prefix(text) => text.trim_start() == text,
+        Pattern::Suffix(text) => text.trim_end() == text,
+    };
+    if possible && !literal.contains('*') && !literal.chars().any(char::is_control) {
+        Ok(())
+    } else {
+        Err("a value of a header, with '*' at one end at most, or '*' for any".into())
     }
 }

@@ -12,10 +12,14 @@ pub(super) fn field(kind: &str, path: &Path) -> Option<String> {
         (
             "AuthorizationPolicy",
             "spec.rules.from.source.requestPrincipals"
-            | "spec.rules.from.source.notRequestPrincipals"
-            | "spec.rules.from.source.remoteIpBlocks"
-            | "spec.rules.from.source.notRemoteIpBlocks",
-        ) => "not yet supported: this version authorizes connections, not requests",
+            | "spec.rules.from.source.notRequestPrincipals",
+        ) => "not supported: the agent verifies no tokens (JWT)",
+        (
+            "AuthorizationPolicy",
+            "spec.rules.from.source.remoteIpBlocks" | "spec.rules.from.source.notRemoteIpBlocks",
+        ) => {
+            "not supported: the agent trusts no X-Forwarded-For; source.ipBlocks are about the client's own address"
+        }
         ("AuthorizationPolicy", "spec.targetRef" | "spec.targetRefs") => {
             "not yet supported: a policy is for workloads, which spec.selector names"
         }

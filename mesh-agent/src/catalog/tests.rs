@@ -358,6 +358,7 @@ fn verdict(authorizer: &Authorizer, principal: &str) -> String {
         source_ip: ip("10.9.0.1"),
         destination_ip: ip("10.1.0.1"),
         destination_port: 80,
+        http: None,
     };
     format!("{:?}", authorizer.decide(&facts))
 }

@@ -1,21 +1,25 @@
-//! AuthorizationPolicy: who may connect to a workload. traffic.md, "Authorization".
+//! AuthorizationPolicy: who may connect to a workload, and with which requests. traffic.md, "Authorization".
 //!
 //! The policies of a workload are compiled in up to three layers (of the mesh, of its namespace, by selector), which
 //! workloads share. `layer` says how a decision stays cheap however many policies there are.
 
 use std::{net::IpAddr, sync::Arc};
 
-use self::layer::{Decision, Layer};
+use self::{
+    clauses::What,
+    layer::{Decision, Layer},
+};
 use crate::{
     api::{Action, AuthorizationPolicy, Object},
     model::{ResourceName, SpiffeId},
-    policy::Trust,
+    policy::{HttpFacts, Trust},
 };
 
 mod bits;
 mod clauses;
 mod explain;
 mod layer;
+mod ports;
 mod ranges;
 mod scope;
 mod strings;
@@ -33,6 +37,8 @@ pub struct Facts<'a> {
     pub source_ip: IpAddr,
     pub destination_ip: IpAddr,
     pub destination_port: u16,
+    /// `None`: a connection that does not speak HTTP.
+    pub http: Option<HttpFacts<'a>>,
 }
 
 /// What is decided, and by which policy.
@@ -95,15 +101,31 @@ impl Authorizer {
         }
     }
 
-    /// Decides on a connection. Any DENY policy that matches denies; without ALLOW policies the rest is allowed; with
-    /// them, what one of them matches. Does not allocate.
+    /// Decides on a connection that does not speak HTTP, or on a request. Any DENY policy that matches denies; without
+    /// ALLOW policies the rest is allowed; with them, what one of them matches. Does not allocate.
     pub fn decide(&self, facts: &Facts<'_>) -> Verdict<'_> {
+        self.verdict(facts, What::of(facts))
+    }
+
+    /// Decides on a connection whose requests are still to come: denied is one on which no request could be allowed.
+    /// `facts.http` is not looked at. Does not allocate.
+    pub fn decide_connection(&self, facts: &Facts<'_>) -> Verdict<'_> {
+        self.verdict(facts, What::Connection)
+    }
+
+    /// Whether something is about the requests to a port, be it in dry run: then HTTP has to be read there. It may be
+    /// wrong in that direction only.
+    pub fn needs_http(&self, port: u16) -> bool {
+        self.layers.iter().any(|layer| layer.needs_http(port))
+    }
+
+    fn verdict(&self, facts: &Facts<'_>, what: What<'_>) -> Verdict<'_> {
         if self.closed {
             return Verdict::Deny(None);
         }
         let (mut allowed_by, mut any_allow) = (None, false);
         for layer in &self.layers {
-            match layer.decide(facts) {
+            match layer.decide(facts, what) {
                 Some(Decision {
                     action: Action::Deny,
                     policy,

@@ -2,6 +2,8 @@
 
 mod authorization;
 mod mesh;
+pub(crate) mod path;
+mod request;
 mod trust;
 
 pub use authorization::{
@@ -9,4 +11,6 @@ pub use authorization::{
     WouldBe,
 };
 pub use mesh::MeshPolicies;
+pub use path::RequestPath;
+pub use request::{HttpFacts, RequestHost};
 pub use trust::Trust;

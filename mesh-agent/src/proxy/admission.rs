@@ -43,6 +43,7 @@ impl Admission {
             source_ip: self.source_ip,
             destination_ip: self.destination.ip(),
             destination_port: self.destination.port(),
+            http: None,
         }
     }
 

@@ -317,6 +317,7 @@ spec: {action: DENY, rules: [{from: [{source: {namespaces: [guests]}}]}]}
                 source_ip: [10, 1, 0, 9].into(),
                 destination_ip: workload.addresses[0],
                 destination_port: port,
+                http: None,
             };
             admit(&workload.policy, &snapshot.authorizer(&name), &facts).refusal()
         };

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use http::HeaderName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,7 @@ use crate::api::{
     selector::LabelSelector,
 };
 
-/// Who may connect to workloads. It applies to those of its namespace, in the root namespace (`mesh-system`) to all; a
+/// Who may connect to workloads, and with which requests. It applies to those of its namespace, in the root namespace (`mesh-system`) to all; a
 /// selector narrows that. Of the policies that apply, any DENY that matches denies; without an ALLOW policy everything
 /// else is allowed; with one, only what an ALLOW policy matches.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -142,7 +143,8 @@ impl Source {
     }
 }
 
-/// Matches what every field matches.
+/// Matches what every field matches. All but the ports are about HTTP requests. On a connection that does not speak HTTP
+/// an ALLOW rule with one of them never matches, and a DENY rule goes by its other fields.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Operation {
@@ -153,23 +155,27 @@ pub struct Operation {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1))]
     pub not_ports: Vec<Port>,
-    /// Not yet: refused by this version, which authorizes connections.
+    /// Methods, in capitals; `*` at one end, or `*` for any. gRPC is POST.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "methods")]
     pub methods: Vec<String>,
-    /// Not yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "methods")]
     pub not_methods: Vec<String>,
-    /// Not yet.
+    /// Paths without the query, `*` at one end, or `*` for any. They are compared in their normal form. That of a gRPC
+    /// call is `/package.Service/Method`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "paths")]
     pub paths: Vec<String>,
-    /// Not yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "paths")]
     pub not_paths: Vec<String>,
-    /// Not yet.
+    /// `:authority` or Host, whatever the case, `*` at one end, or `*` for any. Without a port it matches with any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "hosts")]
     pub hosts: Vec<String>,
-    /// Not yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "hosts")]
     pub not_hosts: Vec<String>,
 }
 
@@ -178,16 +184,18 @@ impl Operation {
         *self == Self::default()
     }
 
-    /// Fields about requests, with their names.
-    pub(crate) fn of_requests(&self) -> [(&'static str, &[String]); 6] {
+    /// Whether a field is about requests.
+    pub(crate) fn needs_http(&self) -> bool {
         [
-            ("methods", &self.methods),
-            ("notMethods", &self.not_methods),
-            ("paths", &self.paths),
-            ("notPaths", &self.not_paths),
-            ("hosts", &self.hosts),
-            ("notHosts", &self.not_hosts),
+            &self.methods,
+            &self.not_methods,
+            &self.paths,
+            &self.not_paths,
+            &self.hosts,
+            &self.not_hosts,
         ]
+        .into_iter()
+        .any(|list| !list.is_empty())
     }
 }
 
@@ -195,8 +203,8 @@ impl Operation {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Condition {
-    /// `source.principal`, `source.namespace`, `source.serviceAccount`, `source.ip`, `destination.ip` or
-    /// `destination.port`.
+    /// `source.principal`, `source.namespace`, `source.serviceAccount`, `source.ip`, `destination.ip`,
+    /// `destination.port` or `request.headers[name]`.
     pub key: String,
     /// At least one here or in `notValues`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -208,7 +216,7 @@ pub struct Condition {
 }
 
 /// What a condition may be about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConditionKey {
     SourcePrincipal,
     SourceNamespace,
@@ -216,10 +224,13 @@ pub enum ConditionKey {
     SourceIp,
     DestinationIp,
     DestinationPort,
+    /// `request.headers[name]`
+    Header(HeaderName),
 }
 
 impl ConditionKey {
-    pub const ALL: [Self; 6] = [
+    /// Those that are one word.
+    const FIXED: [Self; 6] = [
         Self::SourcePrincipal,
         Self::SourceNamespace,
         Self::SourceServiceAccount,
@@ -228,7 +239,13 @@ impl ConditionKey {
         Self::DestinationPort,
     ];
 
-    pub const fn as_str(self) -> &'static str {
+    /// How a key is written, for messages.
+    pub(crate) fn known() -> String {
+        let fixed = Self::FIXED.map(|key| key.as_str());
+        format!("{}, request.headers[name]", fixed.join(", "))
+    }
+
+    const fn as_str(&self) -> &'static str {
         match self {
             Self::SourcePrincipal => "source.principal",
             Self::SourceNamespace => "source.namespace",
@@ -236,17 +253,19 @@ impl ConditionKey {
             Self::SourceIp => "source.ip",
             Self::DestinationIp => "destination.ip",
             Self::DestinationPort => "destination.port",
+            Self::Header(_) => "request.headers",
         }
     }
 
     /// Format of the values.
-    pub(crate) const fn format(self) -> &'static str {
+    pub(crate) const fn format(&self) -> &'static str {
         match self {
             Self::SourcePrincipal => "principal-pattern",
             Self::SourceNamespace => "namespace-pattern",
             Self::SourceServiceAccount => "service-account",
             Self::SourceIp | Self::DestinationIp => "cidr",
             Self::DestinationPort => "port",
+            Self::Header(_) => "header-value-pattern",
         }
     }
 }
@@ -255,7 +274,11 @@ impl FromStr for ConditionKey {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        Self::ALL
+        if let Some(name) = text.strip_prefix("request.headers[") {
+            let name = name.strip_suffix(']').ok_or(())?;
+            return HeaderName::try_from(name).map(Self::Header).map_err(drop);
+        }
+        Self::FIXED
             .into_iter()
             .find(|key| key.as_str() == text)
             .ok_or(())
@@ -276,6 +299,18 @@ fn principals(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 
 fn namespaces(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     texts("namespace-pattern")
+}
+
+fn methods(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    texts("method-pattern")
+}
+
+fn paths(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    texts("path-pattern")
+}
+
+fn hosts(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    texts("host-pattern")
 }
 
 fn service_accounts(_: &mut schemars::SchemaGenerator) -> schemars::Schema {

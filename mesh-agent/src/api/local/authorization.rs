@@ -8,8 +8,6 @@ use super::super::{
     yaml,
 };
 
-const NOT_YET: &str = "not yet supported: this version authorizes connections, not requests";
-
 pub(super) fn check(policy: &AuthorizationPolicy, problems: &mut Vec<Problem>) {
     let spec = &policy.spec;
     let path = Path::of("spec.selector");
@@ -70,32 +68,30 @@ fn operation(operation: &Operation, path: &Path, problems: &mut Vec<Problem>) {
     if operation.is_empty() {
         let message = "the operation names nothing: leave out to to match every operation";
         let problem = Problem::new(path.clone(), message);
-        problems.push(problem.wanted("ports or notPorts"));
-    }
-    for (field, values) in operation.of_requests() {
-        if !values.is_empty() {
-            let problem = Problem::new(path.key(field), NOT_YET);
-            problems.push(problem.wanted("ports or notPorts"));
-        }
+        problems.push(problem.wanted("at least one field"));
     }
 }
 
 fn condition(condition: &Condition, path: &Path, problems: &mut Vec<Problem>) {
     let Ok(key) = condition.key.parse::<ConditionKey>() else {
-        let expected = format!(
-            "one of {}",
-            ConditionKey::ALL.map(|k| k.as_str()).join(", ")
-        );
+        let expected = format!("one of {}", ConditionKey::known());
         let path = path.key("key");
         let known = ["request.", "connection.", "experimental.", "remote."];
         problems.push(if known.iter().any(|k| condition.key.starts_with(k)) {
-            let message = format!("{} is {NOT_YET}", condition.key);
+            let message = format!("{} is not supported", condition.key);
             Problem::new(path, message).wanted(expected)
         } else {
             Problem::expected(path, expected, yaml::quoted(&condition.key))
         });
         return;
     };
+    if let ConditionKey::Header(name) = &key
+        && let Some(instead) = instead_of(name)
+    {
+        let message = format!("policies do not decide by this header: {instead}");
+        problems.push(Problem::new(path.key("key"), message).wanted("another key"));
+        return;
+    }
     if condition.values.is_empty() && condition.not_values.is_empty() {
         let message = "required field is missing: a condition needs values or notValues";
         problems.push(Problem::new(path.key("values"), message).wanted("at least one value"));
@@ -112,5 +108,16 @@ fn condition(condition: &Condition, path: &Path, problems: &mut Vec<Problem>) {
                 problems.push(Problem::expected(path, MAPPED, value));
             }
         }
+    }
+}
+
+/// What to use instead of a header that says nothing a policy could go by.
+fn instead_of(name: &http::HeaderName) -> Option<&'static str> {
+    match name.as_str() {
+        "host" => Some("HTTP/2 has none; use to.operation.hosts"),
+        "x-forwarded-client-cert" => Some(
+            "the client could write anything, and the application gets what the agent proved; use from.source.principals",
+        ),
+        _ => None,
     }
 }

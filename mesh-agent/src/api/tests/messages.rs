@@ -463,6 +463,10 @@ fn authorization(spec: &str) -> String {
 }
 
 const PRINCIPAL: &str = "a principal such as cluster.local/ns/shop/sa/web, with '*' at one end at most (cluster.local/ns/shop/*), or '*'";
+const PATH: &str =
+    "a path such as /api/users, with '*' at one end at most (/api/*, *.json), or '*'";
+const HOST: &str =
+    "a host (shop.example, shop.example:8080), with '*' at one end at most (*.example), or '*'";
 
 #[test]
 fn authorization_policies() {
@@ -544,8 +548,8 @@ fn authorization_policies() {
         of(
             source("requestPrincipals: [a], remoteIpBlocks: [10.0.0.1]"),
             &[
-                "f:7:16: spec.rules[0].from[0].source.requestPrincipals: not yet supported: this version authorizes connections, not requests",
-                "f:7:40: spec.rules[0].from[0].source.remoteIpBlocks: not yet supported: this version authorizes connections, not requests",
+                "f:7:16: spec.rules[0].from[0].source.requestPrincipals: not supported: the agent verifies no tokens (JWT)",
+                "f:7:40: spec.rules[0].from[0].source.remoteIpBlocks: not supported: the agent trusts no X-Forwarded-For; source.ipBlocks are about the client's own address",
             ],
         ),
         of(
@@ -559,22 +563,40 @@ fn authorization_policies() {
             ],
         ),
         of(
-            authorization("  rules:\n  - to:\n    - operation: {methods: [GET], notMethods: [GET], paths: [/a], notPaths: [/a], hosts: [h], notHosts: [h]}\n    - operation: {}\n"),
+            authorization("  rules:\n  - to:\n    - operation: {methods: [get, 'G*T'], paths: [a, '/a/../b', '/a?b', '/{*}'], hosts: [h/a, 'h.']}\n    - operation: {ports: [1]}\n    - operation: {notMethods: [\"\"], notPaths: ['/a%00'], notHosts: [\"\"]}\n"),
             &[
-                "f:7:19: spec.rules[0].to[0].operation.methods: not yet supported: this version authorizes connections, not requests",
-                "f:7:35: spec.rules[0].to[0].operation.notMethods: not yet supported: this version authorizes connections, not requests",
-                "f:7:54: spec.rules[0].to[0].operation.paths: not yet supported: this version authorizes connections, not requests",
-                "f:7:67: spec.rules[0].to[0].operation.notPaths: not yet supported: this version authorizes connections, not requests",
-                "f:7:83: spec.rules[0].to[0].operation.hosts: not yet supported: this version authorizes connections, not requests",
-                "f:7:95: spec.rules[0].to[0].operation.notHosts: not yet supported: this version authorizes connections, not requests",
-                "f:8:7: spec.rules[0].to[1].operation: the operation names nothing: leave out to to match every operation",
+                "f:7:29: spec.rules[0].to[0].operation.methods[0]: expected a method in capitals (GET), with '*' at one end at most, or '*', got \"get\"",
+                "f:7:34: spec.rules[0].to[0].operation.methods[1]: expected a method in capitals (GET), with '*' at one end at most, or '*', got \"G*T\"",
+                &format!("f:7:50: spec.rules[0].to[0].operation.paths[0]: expected {PATH}, got \"a\""),
+                &format!("f:7:53: spec.rules[0].to[0].operation.paths[1]: expected {PATH}, in its normal form: without '//', '/./' and '/../', which no request has when it is compared, got \"/a/../b\""),
+                &format!("f:7:64: spec.rules[0].to[0].operation.paths[2]: expected {PATH}, without a query: policies do not see it, got \"/a?b\""),
+                &format!("f:7:72: spec.rules[0].to[0].operation.paths[3]: expected {PATH}; templates ({{*}}, {{**}}) are not supported, got \"/{{*}}\""),
+                &format!("f:7:89: spec.rules[0].to[0].operation.hosts[0]: expected {HOST}, got \"h/a\""),
+                &format!("f:7:94: spec.rules[0].to[0].operation.hosts[1]: expected {HOST}, without a final dot, got \"h.\""),
+                "f:9:32: spec.rules[0].to[2].operation.notMethods[0]: expected a method in capitals (GET), with '*' at one end at most, or '*', got \"\"",
+                &format!("f:9:48: spec.rules[0].to[2].operation.notPaths[0]: expected {PATH}: this one has a malformed or forbidden encoding, got \"/a%00\""),
+                &format!("f:9:69: spec.rules[0].to[2].operation.notHosts[0]: expected {HOST}, got \"\""),
             ],
+        ),
+        of(
+            authorization("  rules:\n  - when:\n    - {key: \"request.headers[:path]\", values: [b]}\n    - {key: \"request.headers[Host]\", values: [b]}\n    - {key: \"request.auth.claims[iss]\", values: [b]}\n    - {key: \"request.headers[a]\", values: [\"a*b\", \" a\"]}\n    - {key: \"request.headers[x-forwarded-client-cert]\", values: [b]}\n"),
+            &[
+                "f:7:13: spec.rules[0].when[0].key: request.headers[:path] is not supported",
+                "f:8:13: spec.rules[0].when[1].key: policies do not decide by this header: HTTP/2 has none; use to.operation.hosts",
+                "f:9:13: spec.rules[0].when[2].key: request.auth.claims[iss] is not supported",
+                "f:10:44: spec.rules[0].when[3].values[0]: expected a value of a header, with '*' at one end at most, or '*' for any, got \"a*b\"",
+                "f:10:51: spec.rules[0].when[3].values[1]: expected a value of a header, with '*' at one end at most, or '*' for any, got \" a\"",
+                "f:11:13: spec.rules[0].when[4].key: policies do not decide by this header: the client could write anything, and the application gets what the agent proved; use from.source.principals",
+            ],
+        ),
+        of(
+            authorization("  rules:\n  - to:\n    - operation: {}\n"),
+            &["f:7:7: spec.rules[0].to[0].operation: the operation names nothing: leave out to to match every operation"],
         ),
         of(
             authorization("  rules:\n  - when:\n    - {key: source.port, values: [\"1\"]}\n    - {key: \"request.headers[a]\", values: [b]}\n    - {key: source.ip}\n    - {key: destination.port, values: [\"http\"]}\n    - {key: source.principal, notValues: [web]}\n"),
             &[
-                "f:7:13: spec.rules[0].when[0].key: expected one of source.principal, source.namespace, source.serviceAccount, source.ip, destination.ip, destination.port, got \"source.port\"",
-                "f:8:13: spec.rules[0].when[1].key: request.headers[a] is not yet supported: this version authorizes connections, not requests",
+                "f:7:13: spec.rules[0].when[0].key: expected one of source.principal, source.namespace, source.serviceAccount, source.ip, destination.ip, destination.port, request.headers[name], got \"source.port\"",
                 "f:9:7: spec.rules[0].when[2].values: required field is missing: a condition needs values or notValues",
                 "f:10:40: spec.rules[0].when[3].values[0]: expected a port, 1..=65535, got \"http\"",
                 &format!("f:11:43: spec.rules[0].when[4].notValues[0]: expected {PRINCIPAL}, got \"web\""),

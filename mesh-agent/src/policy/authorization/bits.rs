@@ -63,6 +63,20 @@ impl Set {
     }
 }
 
+/// Adds one clause to a set of as many as `bits` has room for.
+pub(super) fn insert(bits: &mut [u64], id: u32) {
+    bits[id as usize / 64] |= 1 << (id % 64);
+}
+
+/// The clauses of a word that come before a clause.
+pub(super) fn before(word: usize, clause: u32) -> u64 {
+    match (clause as usize).saturating_sub(word * 64) {
+        0 => 0,
+        n @ 1..64 => (1 << n) - 1,
+        _ => u64::MAX,
+    }
+}
+
 /// The clauses that one value satisfies, and those that it rules out.
 #[derive(Debug, Default)]
 pub(super) struct Hit {

@@ -1,11 +1,15 @@
-//! Why a policy matches a connection, or does not, in words. It reads the policy as it was written, for one connection
+//! Why a policy matches a connection or a request, or does not, in words. It reads the policy as it was written, for one connection
 //! at a time; a property test holds it to what `Authorizer::decide` says.
 
-use super::{Facts, clauses::qualified, layer::Policy};
+use super::{
+    Facts,
+    clauses::{Attribute, comparable, qualified},
+    layer::Policy,
+};
 use crate::{
     api::{Action, Cidr, Condition, ConditionKey, Operation, Pattern, Port, Rule, Source},
     model::{ResourceName, SpiffeId},
-    policy::Trust,
+    policy::{HttpFacts, Trust},
 };
 
 /// One policy that was looked at for a decision.
@@ -27,6 +31,7 @@ pub(super) fn look(policy: &Policy, facts: &Facts<'_>, trust: &Trust) -> Looked 
         facts,
         trust,
         namespace: &policy.name.namespace,
+        action: policy.spec.action,
     };
     let rules = &policy.spec.rules;
     let (matched, why) = look.rules(rules);
@@ -43,6 +48,7 @@ struct Look<'a> {
     facts: &'a Facts<'a>,
     trust: &'a Trust,
     namespace: &'a str,
+    action: Action,
 }
 
 /// What fits, or what does not.
@@ -100,6 +106,12 @@ impl Look<'_> {
         let mut fits = Vec::new();
         fits.extend(self.port(&operation.ports, true)?);
         fits.extend(self.port(&operation.not_ports, false)?);
+        fits.extend(self.method(&operation.methods, true)?);
+        fits.extend(self.method(&operation.not_methods, false)?);
+        fits.extend(self.path(&operation.paths, true)?);
+        fits.extend(self.path(&operation.not_paths, false)?);
+        fits.extend(self.host(&operation.hosts, true)?);
+        fits.extend(self.host(&operation.not_hosts, false)?);
         Ok(fits)
     }
 
@@ -112,7 +124,8 @@ impl Look<'_> {
         for (values, positive) in [(&condition.values, true), (&condition.not_values, false)] {
             let ranges = || -> Vec<Cidr> { values.iter().filter_map(|v| v.parse().ok()).collect() };
             let facts = self.facts;
-            fits.extend(match key {
+            fits.extend(match &key {
+                ConditionKey::Header(name) => self.header(name, values, positive)?,
                 ConditionKey::SourcePrincipal => self.principal(values, positive)?,
                 ConditionKey::SourceNamespace => self.client_namespace(values, positive)?,
                 ConditionKey::SourceServiceAccount => self.account(values, positive)?,
@@ -224,6 +237,108 @@ impl Look<'_> {
         let port = self.facts.destination_port;
         let hit = list.iter().find(|entry| entry.0 == port);
         verdict("port", &port.to_string(), list, hit, positive)
+    }
+}
+
+/// About requests.
+impl Look<'_> {
+    /// What a list about requests comes to where none is looked at.
+    fn request(&self, what: &str, list: &[String]) -> Result<&HttpFacts<'_>, Outcome> {
+        match (&self.facts.http, self.action) {
+            _ if list.is_empty() => Err(Ok(Vec::new())),
+            (Some(request), _) => Ok(request),
+            (None, Action::Allow) => Err(Err(format!(
+                "the connection does not speak HTTP, and {what} {} needs a request",
+                few(list, " or ", "")
+            ))),
+            (None, Action::Deny) => Err(Ok(vec![format!("no HTTP, so whatever the {what}")])),
+        }
+    }
+
+    fn method(&self, list: &[String], positive: bool) -> Outcome {
+        let request = match self.request("method", list) {
+            Ok(request) => request,
+            Err(outcome) => return outcome,
+        };
+        self.each_reading("method", &[request.method.as_bytes()], list, positive)
+    }
+
+    fn path(&self, list: &[String], positive: bool) -> Outcome {
+        let request = match self.request("path", list) {
+            Ok(request) => request,
+            Err(outcome) => return outcome,
+        };
+        if !request.path.is_readable() {
+            return match self.action {
+                Action::Allow => Err("the path could mean anything (see docs/security.md)".into()),
+                Action::Deny => Ok(vec!["a path that could mean anything".to_owned()]),
+            };
+        }
+        let list: Vec<String> = list
+            .iter()
+            .map(|text| comparable(Attribute::Path, text).into_owned())
+            .collect();
+        let readings: Vec<&[u8]> = request.path.readings().map(str::as_bytes).collect();
+        self.each_reading("path", &readings, &list, positive)
+    }
+
+    fn host(&self, list: &[String], positive: bool) -> Outcome {
+        let request = match self.request("host", list) {
+            Ok(request) => request,
+            Err(outcome) => return outcome,
+        };
+        let (full, bare) = (request.host.full(), request.host.bare());
+        let hit = list.iter().find(|text| {
+            let text = comparable(Attribute::Host, text);
+            let pattern = Pattern::parse(&text);
+            pattern.matches(full) || bare.is_some_and(|bare| pattern.matches(bare))
+        });
+        verdict("host", full, list, hit, positive)
+    }
+
+    fn header(&self, name: &http::HeaderName, list: &[String], positive: bool) -> Outcome {
+        let what = format!("header {name}");
+        let request = match self.request(&what, list) {
+            Ok(request) => request,
+            Err(outcome) => return outcome,
+        };
+        let lines = request.headers.get_all(name).iter();
+        let lines: Vec<&[u8]> = lines.map(http::HeaderValue::as_bytes).collect();
+        match (lines.is_empty(), positive) {
+            (true, true) => Err(format!("there is no {what}")),
+            (true, false) => Ok(vec![format!("no {what}")]),
+            (false, _) => self.each_reading(&what, &lines, list, positive),
+        }
+    }
+
+    /// Of a value that can be read in several ways an ALLOW wants all to fit, a DENY one.
+    fn each_reading(
+        &self,
+        what: &str,
+        readings: &[&[u8]],
+        list: &[String],
+        positive: bool,
+    ) -> Outcome {
+        let mut outcomes = readings.iter().map(|reading| {
+            let hit = list.iter().find(|text| match Pattern::parse(text) {
+                Pattern::Any => true,
+                Pattern::Exact(text) => *reading == text.as_bytes(),
+                Pattern::Prefix(text) => reading.starts_with(text.as_bytes()),
+                Pattern::Suffix(text) => reading.ends_with(text.as_bytes()),
+            });
+            verdict(what, &String::from_utf8_lossy(reading), list, hit, positive)
+        });
+        let worst = match self.action {
+            Action::Allow => outcomes.clone().find(Result::is_err),
+            Action::Deny => outcomes.clone().find(Result::is_ok),
+        };
+        let outcome = worst.or_else(|| outcomes.next());
+        match (outcome, readings.len()) {
+            (None, _) => Ok(Vec::new()),
+            (Some(outcome), 0 | 1) => outcome,
+            (Some(Ok(fits)), _) => Ok(fits),
+            (Some(Err(miss)), _) => Err(format!("{miss} (one way to read it)")),
+        }
     }
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{
     Facts,
-    clauses::{Builder, Clauses},
+    clauses::{Builder, Clauses, What},
+    ports::Ports,
 };
 use crate::{
     api::{Action, AuthorizationPolicy, Object},
@@ -25,6 +26,8 @@ pub(super) struct Layer {
     dry_run: Option<Box<Clauses>>,
     any_allow: bool,
     protects: bool,
+    /// Those with clauses about requests, also of policies in dry run.
+    http: Option<Ports>,
 }
 
 /// The first policy that matches: a DENY policy, if one does.
@@ -45,12 +48,18 @@ impl Layer {
             for (owner, policy) in policies.iter().enumerate() {
                 if policy.spec.dry_run == dry_run {
                     for rule in &policy.spec.rules {
-                        builder.add(owner as u32, &policy.name.namespace, rule);
+                        let action = policy.spec.action;
+                        builder.add(owner as u32, action, &policy.name.namespace, rule);
                     }
                 }
             }
             builder.finish()
         };
+        let about_requests = policies
+            .iter()
+            .flat_map(|policy| &policy.spec.rules)
+            .filter_map(Ports::of_requests)
+            .reduce(Ports::or);
         let in_effect = || policies.iter().filter(|policy| !policy.spec.dry_run);
         let any_dry_run = policies.iter().any(|policy| policy.spec.dry_run);
         let any_allow = in_effect().any(|policy| policy.spec.action == Action::Allow);
@@ -60,6 +69,7 @@ impl Layer {
             any_allow,
             // A DENY policy without rules denies nobody.
             protects: any_allow || in_effect().any(|policy| !policy.spec.rules.is_empty()),
+            http: about_requests,
             policies: policies.into(),
             trust: Arc::clone(trust),
         }
@@ -89,11 +99,15 @@ impl Layer {
         self.protects
     }
 
-    pub(super) fn decide(&self, facts: &Facts<'_>) -> Option<Decision<'_>> {
+    pub(super) fn needs_http(&self, port: u16) -> bool {
+        self.http.as_ref().is_some_and(|ports| ports.contains(port))
+    }
+
+    pub(super) fn decide(&self, facts: &Facts<'_>, what: What<'_>) -> Option<Decision<'_>> {
         if self.clauses.is_empty() {
             return None;
         }
-        let first = self.clauses.first(facts, &self.trust)?;
+        let first = self.clauses.first(facts, what, &self.trust)?;
         let policy = self.policies.get(first as usize)?;
         Some(Decision {
             action: policy.spec.action,
@@ -120,7 +134,9 @@ impl Layer {
             }
             next = next.max(end);
         };
-        clauses.each(facts, &self.trust, |owner| up_to(owner as usize + 1, true));
+        clauses.each(facts, What::of(facts), &self.trust, |owner| {
+            up_to(owner as usize + 1, true)
+        });
         up_to(self.policies.len(), false);
     }
 }

@@ -14,23 +14,23 @@ use crate::api::Pattern;
 #[derive(Debug, Default)]
 pub(super) struct StringIndex {
     any: Option<Hit>,
-    exact: HashMap<Box<str>, Hit>,
+    exact: HashMap<Box<[u8]>, Hit>,
     prefixes: Chain,
     suffixes: Chain,
 }
 
 impl StringIndex {
     /// Calls `each` for every pattern that matches.
-    pub(super) fn visit(&self, text: &str, each: &mut impl FnMut(&Hit)) {
+    pub(super) fn visit(&self, text: impl AsRef<[u8]>, each: &mut impl FnMut(&Hit)) {
+        let bytes = text.as_ref();
         if let Some(hit) = &self.any {
             each(hit);
         }
         if !self.exact.is_empty()
-            && let Some(hit) = self.exact.get(text)
+            && let Some(hit) = self.exact.get(bytes)
         {
             each(hit);
         }
-        let bytes = text.as_bytes();
         self.prefixes.visit(
             |prefix| prefix.cmp(bytes),
             |prefix| bytes.starts_with(prefix),
@@ -51,7 +51,7 @@ impl StringIndex {
 #[derive(Debug, Default)]
 pub(super) struct StringDraft {
     any: Option<Draft>,
-    exact: HashMap<Box<str>, Draft>,
+    exact: HashMap<Box<[u8]>, Draft>,
     prefixes: BTreeMap<Box<[u8]>, Draft>,
     suffixes: BTreeMap<Box<[u8]>, Draft>,
 }
@@ -60,7 +60,7 @@ impl StringDraft {
     pub(super) fn entry(&mut self, pattern: Pattern<'_>) -> &mut Draft {
         match pattern {
             Pattern::Any => self.any.get_or_insert_default(),
-            Pattern::Exact(text) => self.exact.entry(text.into()).or_default(),
+            Pattern::Exact(text) => self.exact.entry(text.as_bytes().into()).or_default(),
             Pattern::Prefix(prefix) => self.prefixes.entry(prefix.as_bytes().into()).or_default(),
             Pattern::Suffix(suffix) => {
                 let reversed: Box<[u8]> = suffix.bytes().rev().collect();

@@ -6,15 +6,18 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use http::{HeaderMap, HeaderName};
+
 use super::{AuthorizationPolicies, Authorizer, Authorizers, Facts, Verdict, layer::Policy};
 use crate::{
     api::{AuthorizationPolicySpec, Diff, Object, parse_bytes},
     model::{ResourceName, SpiffeId, TrustDomain},
-    policy::Trust,
+    policy::{HttpFacts, RequestHost, RequestPath, Trust},
 };
 
 mod naive;
 mod properties;
+mod requests;
 mod sentences;
 mod sharing;
 mod words;
@@ -79,6 +82,39 @@ struct Client {
     id: Option<SpiffeId>,
     ip: IpAddr,
     port: u16,
+    request: Option<Request>,
+}
+
+#[derive(Debug)]
+struct Request {
+    method: String,
+    path: RequestPath<'static>,
+    host: RequestHost<'static>,
+    headers: HeaderMap,
+}
+
+impl Request {
+    fn new(method: &str, path: &str, host: &str, headers: &[(&str, &str)]) -> Self {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        Self {
+            method: method.to_owned(),
+            path: RequestPath::new(path).into_owned(),
+            host: RequestHost::new(host).into_owned(),
+            headers: map,
+        }
+    }
+
+    fn facts(&self) -> HttpFacts<'_> {
+        HttpFacts {
+            method: &self.method,
+            path: &self.path,
+            host: &self.host,
+            headers: &self.headers,
+        }
+    }
 }
 
 fn client(principal: &str) -> Client {
@@ -86,6 +122,7 @@ fn client(principal: &str) -> Client {
         id: (!principal.is_empty()).then(|| format!("spiffe://{principal}").parse().unwrap()),
         ip: "10.9.0.1".parse().unwrap(),
         port: 80,
+        request: None,
     }
 }
 
@@ -100,12 +137,24 @@ impl Client {
         self
     }
 
+    /// A request to host shop.
+    fn asks(mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> Self {
+        self.request = Some(Request::new(method, path, "shop", headers));
+        self
+    }
+
+    fn of_host(mut self, host: &str) -> Self {
+        self.request = Some(Request::new("GET", "/", host, &[]));
+        self
+    }
+
     fn facts(&self) -> Facts<'_> {
         Facts {
             source: self.id.as_ref(),
             source_ip: self.ip,
             destination_ip: "10.0.0.1".parse().unwrap(),
             destination_port: self.port,
+            http: self.request.as_ref().map(Request::facts),
         }
     }
 }

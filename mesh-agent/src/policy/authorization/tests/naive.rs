@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::{Facts, Policy, ROOT, Trust};
+use super::{Facts, HttpFacts, Policy, ROOT, Trust};
 use crate::api::{Action, Condition, Operation, Rule, Source};
 
 pub(super) struct Naive<'a> {
@@ -45,21 +45,26 @@ impl Naive<'_> {
 
     pub(super) fn policy(&self, policy: &Policy) -> bool {
         let namespace = &*policy.name.namespace;
-        policy
-            .spec
-            .rules
-            .iter()
-            .any(|rule| self.rule(rule, namespace))
+        let denies = policy.spec.action == Action::Deny;
+        let mut rules = policy.spec.rules.iter();
+        rules.any(|rule| self.rule(rule, namespace, denies))
     }
 
-    fn rule(&self, rule: &Rule, namespace: &str) -> bool {
+    fn rule(&self, rule: &Rule, namespace: &str, denies: bool) -> bool {
         (rule.from.is_empty()
             || rule
                 .from
                 .iter()
                 .any(|from| self.source(&from.source, namespace)))
-            && (rule.to.is_empty() || rule.to.iter().any(|to| self.operation(&to.operation)))
-            && rule.when.iter().all(|when| self.condition(when, namespace))
+            && (rule.to.is_empty()
+                || rule
+                    .to
+                    .iter()
+                    .any(|to| self.operation(&to.operation, denies)))
+            && rule
+                .when
+                .iter()
+                .all(|when| self.condition(when, namespace, denies))
     }
 
     fn source(&self, source: &Source, namespace: &str) -> bool {
@@ -79,13 +84,43 @@ impl Naive<'_> {
         )
     }
 
-    fn operation(&self, operation: &Operation) -> bool {
-        both(&operation.ports, &operation.not_ports, |port| {
+    fn operation(&self, operation: &Operation, denies: bool) -> bool {
+        let o = operation;
+        let request = self.facts.http.as_ref();
+        let method = request.map(|request| vec![request.method]);
+        let hosts = |request: &HttpFacts<'_>, pattern: &str| {
+            let pattern = pattern.to_ascii_lowercase();
+            let host = request.host;
+            like(&pattern, host.full()) || host.bare().is_some_and(|bare| like(&pattern, bare))
+        };
+        let paths = request.filter(|request| request.path.is_readable());
+        let paths = paths.map(|request| request.path.readings().collect());
+        both(&o.ports, &o.not_ports, |port| {
             port.0 == self.facts.destination_port
-        })
+        }) && known(&o.methods, &o.not_methods, method, denies)
+            && known(&o.paths, &o.not_paths, paths, denies)
+            && match request {
+                None => o.hosts.is_empty() && o.not_hosts.is_empty() || denies,
+                Some(request) => both(&o.hosts, &o.not_hosts, |host| hosts(request, host)),
+            }
     }
 
-    fn condition(&self, when: &Condition, namespace: &str) -> bool {
+    fn condition(&self, when: &Condition, namespace: &str, denies: bool) -> bool {
+        if let Some(name) = when.key.strip_prefix("request.headers[") {
+            let name = name.strip_suffix(']').unwrap();
+            if when.values.is_empty() && when.not_values.is_empty() {
+                return true;
+            }
+            let Some(request) = &self.facts.http else {
+                return denies;
+            };
+            let lines = request.headers.get_all(name).iter();
+            let lines: Vec<&str> = lines.map(|value| value.to_str().unwrap()).collect();
+            return match lines.is_empty() {
+                true => when.values.is_empty(),
+                false => known(&when.values, &when.not_values, Some(lines), denies),
+            };
+        }
         both(&when.values, &when.not_values, |value| match &*when.key {
             "source.principal" => self.principal(value),
             "source.namespace" => self.namespace(value),
@@ -131,6 +166,27 @@ impl Naive<'_> {
 /// One of the first list unless it is absent, and none of the second.
 fn both<T>(positive: &[T], negative: &[T], matches: impl Fn(&T) -> bool) -> bool {
     (positive.is_empty() || positive.iter().any(&matches)) && !negative.iter().any(&matches)
+}
+
+/// A value with several readings, or one that is not there. An ALLOW takes the reading that suits it least, a DENY the
+/// one that suits it most; what is not there never satisfies an ALLOW, and a DENY always.
+fn known(
+    positive: &[String],
+    negative: &[String],
+    readings: Option<Vec<&str>>,
+    denies: bool,
+) -> bool {
+    let Some(readings) = readings else {
+        return positive.is_empty() && negative.is_empty() || denies;
+    };
+    let included = |reading: &&str| {
+        positive.is_empty() || positive.iter().any(|pattern| like(pattern, reading))
+    };
+    let excluded = |reading: &&str| negative.iter().any(|pattern| like(pattern, reading));
+    match denies {
+        true => readings.iter().any(included) && !readings.iter().all(excluded),
+        false => readings.iter().all(included) && !readings.iter().any(excluded),
+    }
 }
 
 fn like(pattern: &str, text: &str) -> bool {

@@ -54,6 +54,57 @@ fn every_policy_says_why() {
 }
 
 #[test]
+fn an_explanation_says_what_a_request_lacks() {
+    let rule = "rules: [{to: [{operation: {methods: [GET], paths: [/a/*], hosts: [shop]}}], when: [{key: 'request.headers[x]', values: [y], notValues: [z]}]}]";
+    let all = policies(&[
+        &format!("metadata: {{name: allow, namespace: shop}}\nspec: {{{rule}}}"),
+        &format!("metadata: {{name: deny, namespace: shop}}\nspec: {{action: DENY, {rule}}}"),
+    ]);
+    let authorizer = authorizer(&all, "shop", &labels(&[]));
+    let why = |client: super::Client| -> [String; 2] {
+        let looked = authorizer.explain(&client.facts());
+        let say = |l: &Looked| format!("{} {}", l.matched, l.why);
+        [say(&looked[0]), say(&looked[1])]
+    };
+    let ask =
+        |method: &str, path: &str, headers: &[(&str, &str)]| client("").asks(method, path, headers);
+    let fits = "true method GET, path /a/b (/a/*), host shop, header x y, header x y, not z";
+    assert_eq!(why(ask("GET", "/a/b", &[("x", "y")])), [fits, fits]);
+    for (client, expected) in [
+        (
+            ask("PUT", "/a/b", &[("x", "y")]),
+            "false method PUT is not GET",
+        ),
+        (ask("GET", "/b", &[("x", "y")]), "false path /b is not /a/*"),
+        (ask("GET", "/a/b", &[]), "false there is no header x"),
+        (client("").of_host("web"), "false path / is not /a/*"),
+    ] {
+        assert_eq!(why(client), [expected, expected]);
+    }
+    assert_eq!(
+        why(client("")),
+        [
+            "true no HTTP, so whatever the method, no HTTP, so whatever the path, no HTTP, so whatever the host, no HTTP, so whatever the header x, no HTTP, so whatever the header x",
+            "false the connection does not speak HTTP, and method GET needs a request",
+        ]
+    );
+    assert_eq!(
+        why(ask("GET", "/a%2Fb", &[("x", "y")])),
+        [
+            "true method GET, path /a/b (/a/*), host shop, header x y, header x y, not z",
+            "false path /a%2Fb is not /a/* (one way to read it)",
+        ]
+    );
+    assert_eq!(
+        why(ask("GET", "/a%00", &[("x", "y")])),
+        [
+            "true method GET, a path that could mean anything, host shop, header x y, header x y, not z",
+            "false the path could mean anything (see docs/security.md)",
+        ]
+    );
+}
+
+#[test]
 fn long_lists_are_cut() {
     let rules: Vec<String> = (1..=9)
         .map(|port| format!("{{to: [{{operation: {{ports: [{port}]}}}}]}}"))
