@@ -8,7 +8,10 @@ use std::{
     time::Instant,
 };
 
-use super::{build::keep_equal, snapshot::Snapshot, upstream::Upstream, workloads::Workloads};
+use super::{
+    build::keep_equal, inbound::Inbound, snapshot::Snapshot, upstream::Upstream,
+    workloads::Workloads,
+};
 use crate::{
     api::{self, Diff, Object, SERVICE_NAME_LABEL, TargetPort, contains_all},
     model::{AppProtocol, Endpoint, ResourceName, Service, ServicePort, TrafficPolicy},
@@ -31,6 +34,7 @@ pub(super) struct Services {
     by_address: HashMap<IpAddr, HashSet<ResourceName>>,
     traffic: HashMap<ResourceName, Arc<TrafficPolicy>>,
     default_traffic: Arc<TrafficPolicy>,
+    inbound: Inbound,
 }
 
 #[derive(Debug)]
@@ -50,6 +54,7 @@ impl Services {
             by_address: HashMap::new(),
             traffic: HashMap::new(),
             default_traffic: Arc::default(),
+            inbound: Inbound::default(),
         }
     }
 
@@ -194,7 +199,7 @@ impl Services {
 
     /// Rebuilds what was noted. Returns whether anything differs.
     pub(super) fn rebuild(
-        &self,
+        &mut self,
         next: &mut Snapshot,
         workloads: &Workloads,
         dirty: &HashSet<ResourceName>,
@@ -239,10 +244,10 @@ impl Services {
                 }
             }
         }
-        for (service, state) in fresh {
+        for (service, state) in &fresh {
             let mut made: HashMap<(u16, bool), Arc<Upstream>> = HashMap::new();
             for vip in &service.vips {
-                by_vip.insert(*vip, Arc::clone(&service));
+                by_vip.insert(*vip, Arc::clone(service));
                 for port in &service.ports {
                     let ipv6 = vip.is_ipv6();
                     let upstream = made.entry((port.port, ipv6)).or_insert_with(|| {
@@ -250,15 +255,17 @@ impl Services {
                         let previous = previous.map(|upstream| &**upstream);
                         let seed = self.seed(&service.name, port.port, version);
                         Arc::new(Upstream::next(
-                            &service, port, ipv6, previous, &state, seed, now,
+                            service, port, ipv6, previous, state, seed, now,
                         ))
                     });
                     upstreams.insert((*vip, port.port), Arc::clone(upstream));
                 }
             }
-            states.insert(service.name.clone(), state);
-            services.insert(service.name.clone(), service);
+            states.insert(service.name.clone(), Arc::clone(state));
+            services.insert(service.name.clone(), Arc::clone(service));
         }
+        let fresh: Vec<_> = fresh.into_iter().map(|(service, _)| service).collect();
+        self.inbound.update(next, &stale, &fresh);
         true
     }
 

@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub(super) states: Arc<HashMap<ResourceName, Arc<ServiceState>>>,
     pub(super) by_vip: Arc<HashMap<IpAddr, Arc<Service>>>,
     pub(super) upstreams: Arc<HashMap<Dialled, Arc<Upstream>>>,
+    /// Of the ports of this node's workloads that services lead to.
+    pub(super) inbound: Arc<HashMap<SocketAddr, Arc<InboundPort>>>,
     pub(super) authorization: Arc<AuthorizationPolicies>,
     /// Of the workloads of this node.
     pub(super) authorizers: Arc<HashMap<ResourceName, Arc<Authorizer>>>,
@@ -45,6 +47,7 @@ impl Snapshot {
             states: Arc::default(),
             by_vip: Arc::default(),
             upstreams: Arc::default(),
+            inbound: Arc::default(),
             authorization: Arc::new(AuthorizationPolicies::new(&options.root_namespace)),
             authorizers: Arc::default(),
         }
@@ -107,10 +110,9 @@ impl Snapshot {
         self.upstreams.get(&(*vip, port))
     }
 
-    /// What is known of an address and port of a workload of this node as a destination of HTTP. `None`: its traffic is
-    /// carried as bytes. O(1).
-    pub fn inbound(&self, _destination: SocketAddr) -> Option<&Arc<InboundPort>> {
-        None
+    /// What the services in front of a port of a workload of this node say of it. `None`: there are none. O(1).
+    pub fn inbound(&self, destination: SocketAddr) -> Option<&Arc<InboundPort>> {
+        self.inbound.get(&destination)
     }
 
     /// In the order of names.
