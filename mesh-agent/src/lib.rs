@@ -1,7 +1,7 @@
 //! The node agent of Covet Mesh.
 //!
 //! Data flows down this list; a module uses only modules below it or beside it:
-//! `agent` (composition root), `admin`, `discovery`, `capture`, `proxy`, `catalog`, `routing`, `balance`, `policy` and
+//! `agent` (composition root), `admin`, `discovery`, `capture`, `proxy`, `health`, `catalog`, `routing`, `balance`, `policy` and
 //! `resilience` (pure decisions), `telemetry`, `api` (resources as users write them), `model` (plain data).
 
 pub mod admin;
@@ -12,6 +12,7 @@ pub mod capture;
 pub mod catalog;
 pub mod cli;
 pub mod discovery;
+pub mod health;
 pub mod identity;
 pub mod model;
 pub mod policy;
