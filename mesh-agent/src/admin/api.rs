@@ -3,10 +3,12 @@
 
 use serde::{Deserialize, Serialize};
 
+mod endpoints;
 mod explain;
 mod identity;
 mod policies;
 
+pub use endpoints::{EndpointDetail, PortEndpoints};
 pub use explain::{
     Candidate, Considered, ExplainQuery, Explanation, Mtls, Party, Transport, Verdict,
 };

@@ -7,7 +7,7 @@ use hyper::{Method, Request, StatusCode, body::Incoming};
 
 use super::{
     AdminState, LocalSocket,
-    api::{ExplainQuery, LogLevel, Released},
+    api::{ExplainQuery, LogLevel, PortEndpoints, Released},
     bundle,
     filter::ConnectionFilter,
     http::{self, Answer, accept_loop, blocking},
@@ -57,7 +57,7 @@ async fn answer(request: Request<Incoming>, state: AdminState) -> Answer {
 fn methods(path: &str) -> Option<&'static str> {
     Some(match path {
         "/v1/status" | "/v1/workloads" | "/v1/services" | "/v1/connections" | "/v1/certs"
-        | "/v1/policies" | "/v1/explain" | "/v1/config" => "GET",
+        | "/v1/policies" | "/v1/endpoints" | "/v1/explain" | "/v1/config" => "GET",
         "/v1/log-level" => "GET, PUT",
         "/v1/release" | "/v1/support-bundle" => "POST",
         _ => return None,
@@ -101,6 +101,10 @@ fn read(path: &str, text: &str, state: &AdminState) -> Answer {
             rows.retain(|p| in_namespace(text, &p.name));
             http::json(&rows)
         }
+        "/v1/endpoints" => match endpoints(text, state) {
+            Ok(rows) => http::json(&rows),
+            Err(error) => http::refuse(StatusCode::BAD_REQUEST, &error),
+        },
         "/v1/explain" => match ExplainQuery::parse(text).and_then(|q| state.agent.explain(&q)) {
             Ok(explanation) => http::json(&explanation),
             Err(error) => http::refuse(StatusCode::BAD_REQUEST, &error),
@@ -108,6 +112,19 @@ fn read(path: &str, text: &str, state: &AdminState) -> Answer {
         "/v1/config" => http::json(&state.agent.config()),
         _ => http::json(&bundle::collect(state)),
     }
+}
+
+fn endpoints(text: &str, state: &AdminState) -> Result<Vec<PortEndpoints>, String> {
+    let (mut service, mut namespace) = (None, None);
+    for (key, value) in query::parse(text) {
+        match key.as_str() {
+            "service" => service = Some(value),
+            "namespace" => namespace = Some(value),
+            _ => return Err(format!("{key} is not asked for here: service, namespace")),
+        }
+    }
+    let service = service.ok_or("which service? ?service=NAME or NAMESPACE/NAME")?;
+    state.agent.endpoints(&service, namespace.as_deref())
 }
 
 fn in_namespace(text: &str, name: &str) -> bool {

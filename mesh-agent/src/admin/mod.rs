@@ -46,6 +46,13 @@ pub trait AgentView: Send + Sync {
     fn policies(&self) -> Vec<api::Policy> {
         Vec::new()
     }
+    /// The endpoints of a service, NAME or NAMESPACE/NAME, as this agent balances over them.
+    ///
+    /// # Errors
+    /// A sentence for whoever asked: there is no such service.
+    fn endpoints(&self, _: &str, _: Option<&str>) -> Result<Vec<api::PortEndpoints>, String> {
+        Err("this agent balances over nothing".into())
+    }
     /// What would happen to a connection, decided by the code that decides on real ones.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The composition root: builds the parts, owns start order, drain and shutdown.
 
+mod endpoints;
 mod explain;
 mod identity;
 mod joined;
@@ -36,6 +37,7 @@ use crate::{
     capture::{Capture, CaptureOptions, PodEvent, PodState, PodStatus},
     catalog::{Catalog, CatalogOptions},
     discovery::file::{FileOptions, FileSource},
+    health,
     identity::Identities,
     proxy::{self, EVENT_INTERVAL, Proxy, ProxyOptions},
     telemetry::{Telemetry, TelemetryOptions, logging},
@@ -129,6 +131,7 @@ async fn serve(
     )
     .context("cannot start the proxy")?;
     let unmeshed = Arc::new(Unmeshed::default());
+    let checks = health::Board::new();
 
     telemetry.set_directory(Arc::new(Names(catalog.clone())));
     telemetry.set_store(Arc::new(Records(capture.clone())));
@@ -154,6 +157,7 @@ async fn serve(
         release,
         identities.clone(),
         unmeshed.clone(),
+        checks.clone(),
     );
     let state = AdminState {
         node: options.node.clone(),

@@ -10,13 +10,14 @@ use std::{
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
-use super::{AgentOptions, explain, identity, unmeshed::Unmeshed};
+use super::{AgentOptions, endpoints, explain, identity, unmeshed::Unmeshed};
 use crate::{
     admin::{AgentView, api},
     api::{LabelSelector, Operator},
     capture::{Capture, PodState, PodStatus},
     catalog::{Catalog, Snapshot, Upstream},
     discovery::SourceState,
+    health::Board,
     identity::Identities,
     model::{
         AppProtocol, EffectivePolicy, Enrolment, FailPolicy, OutboundMode, ResourceName, Service,
@@ -47,6 +48,7 @@ pub(super) struct View {
     release: mpsc::Sender<()>,
     identities: Arc<Identities>,
     unmeshed: Arc<Unmeshed>,
+    health: Arc<Board>,
 }
 
 impl View {
@@ -66,6 +68,7 @@ impl View {
         release: mpsc::Sender<()>,
         identities: Arc<Identities>,
         unmeshed: Arc<Unmeshed>,
+        health: Arc<Board>,
     ) -> Self {
         Self {
             node: options.node.clone(),
@@ -84,6 +87,7 @@ impl View {
             release,
             identities,
             unmeshed,
+            health,
         }
     }
 
@@ -284,6 +288,14 @@ impl AgentView for View {
             .collect()
     }
 
+    fn endpoints(
+        &self,
+        service: &str,
+        namespace: Option<&str>,
+    ) -> Result<Vec<api::PortEndpoints>, String> {
+        endpoints::endpoints(&self.catalog.snapshot(), &self.health, service, namespace)
+    }
+
     fn explain(&self, query: &api::ExplainQuery) -> Result<api::Explanation, String> {
         explain::explain(
             &self.catalog.snapshot(),
@@ -323,7 +335,7 @@ impl AgentView for View {
     }
 }
 
-fn unix_ms(time: SystemTime) -> u64 {
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -433,16 +445,11 @@ fn selector(selector: &LabelSelector) -> String {
 
 fn service_port(service: &Service, upstream: &Upstream, now: Instant) -> api::ServicePort {
     let has_breaker = service.traffic.breaker.is_some();
-    let strategy = serde_json::to_value(service.traffic.load_balancer.strategy).ok();
     api::ServicePort {
         name: upstream.port.name.clone(),
         port: upstream.port.port,
         protocol: protocol(&upstream.port.app_protocol),
-        strategy: strategy
-            .as_ref()
-            .and_then(serde_json::Value::as_str)
-            .unwrap_or_default()
-            .to_owned(),
+        strategy: strategy(service),
         max_connections: service.traffic.limits.max_connections,
         connections: upstream.state.connections.in_use(),
         endpoints: upstream
@@ -465,6 +472,16 @@ fn service_port(service: &Service, upstream: &Upstream, now: Instant) -> api::Se
     }
 }
 
+/// `round_robin` ...
+pub(super) fn strategy(service: &Service) -> String {
+    let strategy = serde_json::to_value(service.traffic.load_balancer.strategy).ok();
+    strategy
+        .as_ref()
+        .and_then(serde_json::Value::as_str)
+        .unwrap_or_default()
+        .to_owned()
+}
+
 pub(super) fn protocol(declared: &AppProtocol) -> String {
     match declared {
         AppProtocol::Undeclared => "tcp (undeclared)".to_owned(),
@@ -477,7 +494,7 @@ pub(super) fn protocol(declared: &AppProtocol) -> String {
     }
 }
 
-fn breaker(state: BreakerState) -> String {
+pub(super) fn breaker(state: BreakerState) -> String {
     match state {
         BreakerState::Closed => "closed",
         BreakerState::Open { .. } => "open",

@@ -84,7 +84,17 @@ impl Connections {
         let client = reach::client(global)?;
         if self.watch {
             let pace = Duration::from_secs(self.interval);
-            return watch::run(&client, &path, global.output, screen, pace, self.count).await;
+            let drawing = &mut watch::Rates::default();
+            return watch::run(
+                &client,
+                &path,
+                global.output,
+                screen,
+                pace,
+                self.count,
+                drawing,
+            )
+            .await;
         }
         let rows: Vec<Connection> = client.get(&path).await?;
         let what = if filter.closed {

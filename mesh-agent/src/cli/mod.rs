@@ -6,6 +6,7 @@ mod check;
 mod completions;
 mod config;
 mod connections;
+mod endpoints;
 mod explain;
 mod failure;
 mod log_level;
@@ -86,6 +87,8 @@ enum Command {
     Workloads,
     /// Lists services and (-o wide) their endpoints
     Services,
+    /// Lists the endpoints of a service: load, latency, breaker, health, last error
+    Endpoints(endpoints::Endpoints),
     /// Lists the identities of this node with their certificates, and whom it trusts
     Certs,
     /// Lists authorization policies: what applies to whom, in effect or dry run
@@ -152,6 +155,7 @@ async fn ask(command: Command, global: &Global, screen: &Screen) -> Result<ExitC
         Command::Status => status::execute(global, screen).await,
         Command::Workloads => workloads::execute(global, screen).await,
         Command::Services => services::execute(global, screen).await,
+        Command::Endpoints(endpoints) => endpoints.execute(global, screen).await,
         Command::Certs => certs::execute(global, screen).await,
         Command::Policies(policies) => policies.execute(global, screen).await,
         Command::Explain(explain) => explain.execute(global, screen).await,

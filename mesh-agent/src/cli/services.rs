@@ -41,7 +41,7 @@ pub(super) fn ports(rows: &[Service]) -> Table {
             table.row(vec![
                 service.name.as_str().into(),
                 dash(Some(service.addresses.join(",").as_str())),
-                port_text(port).into(),
+                text_of(port).into(),
                 port.strategy.as_str().into(),
                 ready(port),
                 connections(port).into(),
@@ -83,7 +83,7 @@ pub(super) fn endpoints(rows: &[Service]) -> Table {
         for port in &service.ports {
             let lead = [
                 Cell::from(service.name.as_str()),
-                port_text(port).into(),
+                text_of(port).into(),
                 port.strategy.as_str().into(),
             ];
             if port.endpoints.is_empty() {
@@ -110,15 +110,14 @@ pub(super) fn endpoints(rows: &[Service]) -> Table {
     table
 }
 
+fn text_of(port: &ServicePort) -> String {
+    port_text(port.port, &port.protocol, port.name.as_deref())
+}
+
 /// `80/tcp (http)`
-fn port_text(port: &ServicePort) -> String {
-    let name = port.name.as_ref().map(|n| format!(" ({n})"));
-    format!(
-        "{}/{}{}",
-        port.port,
-        port.protocol,
-        name.unwrap_or_default()
-    )
+pub(super) fn port_text(port: u16, protocol: &str, name: Option<&str>) -> String {
+    let name = name.map(|n| format!(" ({n})")).unwrap_or_default();
+    format!("{port}/{protocol}{name}")
 }
 
 /// Endpoints that take traffic, of all: `2/3`.
@@ -145,7 +144,7 @@ fn connections(port: &ServicePort) -> String {
     }
 }
 
-fn breaker_tint(state: &str) -> Option<Tint> {
+pub(super) fn breaker_tint(state: &str) -> Option<Tint> {
     match state {
         "open" => Some(Tint::Bad),
         "half-open" => Some(Tint::Warn),

@@ -1,4 +1,4 @@
-//! `connections --watch`: asks again and again, and shows what moved meanwhile.
+//! `--watch`: asks again and again, and draws what came; for connections with what moved meanwhile.
 
 use std::{
     collections::HashMap,
@@ -6,6 +6,8 @@ use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
+
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     connections::{Rate, table},
@@ -23,21 +25,31 @@ const HOME: &str = "\x1b[H";
 const ERASE_LINE: &str = "\x1b[K";
 const ERASE_BELOW: &str = "\x1b[J";
 
+/// What is drawn of the answers.
+pub(super) trait Drawing {
+    /// Of the list that the agent answers with.
+    type Row: Serialize + DeserializeOwned;
+
+    /// The text of one drawing.
+    fn frame(&mut self, rows: Vec<Self::Row>, wide: bool, screen: &Screen) -> String;
+}
+
 /// Until Ctrl-C, SIGTERM or `count` drawings.
-pub(super) async fn run(
+pub(super) async fn run<D: Drawing>(
     client: &Client,
     path: &str,
     format: Format,
     screen: &Screen,
     pace: Duration,
     count: Option<u64>,
+    drawing: &mut D,
 ) -> Result<ExitCode, Failure> {
     let drawn = matches!(format, Format::Table | Format::Wide) && screen.terminal;
     if drawn {
         screen.print(ENTER)?;
     }
     let ended = tokio::select! {
-        ended = draw(client, path, format, pace, count) => ended,
+        ended = draw(client, path, format, pace, count, drawing) => ended,
         _ = tokio::signal::ctrl_c() => Ok(()),
         () = terminated() => Ok(()),
     };
@@ -56,18 +68,18 @@ async fn terminated() {
     }
 }
 
-async fn draw(
+async fn draw<D: Drawing>(
     client: &Client,
     path: &str,
     format: Format,
     pace: Duration,
     count: Option<u64>,
+    drawing: &mut D,
 ) -> Result<(), Failure> {
-    let mut rates = Rates::default();
     let mut tick = tokio::time::interval(pace);
     for nth in 1.. {
         tick.tick().await;
-        let rows: Vec<Connection> = client.get(path).await?;
+        let rows: Vec<D::Row> = client.get(path).await?;
         // The terminal may have been resized.
         let screen = Screen::detect();
         match format {
@@ -81,8 +93,8 @@ async fn draw(
                 screen.print(&format!("---\n{text}"))?;
             }
             Format::Table | Format::Wide => {
-                let (rows, moved) = rates.measure(rows, Instant::now());
-                screen.print(&frame(&rows, &moved, format == Format::Wide, &screen))?;
+                let text = drawing.frame(rows, format == Format::Wide, &screen);
+                screen.print(&placed(&text, &screen))?;
             }
         }
         if count.is_some_and(|count| nth >= count) {
@@ -92,7 +104,35 @@ async fn draw(
     Ok(())
 }
 
-/// One drawing.
+/// A drawing over the one before, cut to the screen; where there is none, below it.
+pub(super) fn placed(text: &str, screen: &Screen) -> String {
+    if !screen.terminal {
+        return format!("{text}\n");
+    }
+    let height = screen.height.unwrap_or(usize::MAX);
+    let lines: Vec<&str> = text.lines().collect();
+    let mut out = String::from(HOME);
+    let hidden = lines.len().saturating_sub(height.saturating_sub(1));
+    for line in lines.iter().take(lines.len() - hidden) {
+        let _ = write!(out, "{line}{ERASE_LINE}\r\n");
+    }
+    if hidden > 0 {
+        let _ = write!(out, "... {hidden} more{ERASE_LINE}");
+    }
+    out.push_str(ERASE_BELOW);
+    out
+}
+
+impl Drawing for Rates {
+    type Row = Connection;
+
+    fn frame(&mut self, rows: Vec<Connection>, wide: bool, screen: &Screen) -> String {
+        let (rows, moved) = self.measure(rows, Instant::now());
+        frame(&rows, &moved, wide, screen)
+    }
+}
+
+/// Connections, with what they move.
 pub(super) fn frame(rows: &[Connection], rates: &[Rate], wide: bool, screen: &Screen) -> String {
     let (sent, received) = rates
         .iter()
@@ -107,22 +147,7 @@ pub(super) fn frame(rows: &[Connection], rates: &[Rate], wide: bool, screen: &Sc
         units::bytes(received)
     );
     text.push_str(&table(rows, wide, Some(rates)).render(screen.width, screen.colour));
-    if !screen.terminal {
-        text.push('\n');
-        return text;
-    }
-    let height = screen.height.unwrap_or(usize::MAX);
-    let lines: Vec<&str> = text.lines().collect();
-    let mut out = String::from(HOME);
-    let hidden = lines.len().saturating_sub(height.saturating_sub(1));
-    for line in lines.iter().take(lines.len() - hidden) {
-        let _ = write!(out, "{line}{ERASE_LINE}\r\n");
-    }
-    if hidden > 0 {
-        let _ = write!(out, "... {hidden} more{ERASE_LINE}");
-    }
-    out.push_str(ERASE_BELOW);
-    out
+    text
 }
 
 /// Remembers the bytes of the last drawing.

@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 use crate::cli::{
-    certs, check, connections, explain, output::Screen, policies, services, status, table::Table,
-    watch, workloads,
+    certs, check, connections, endpoints, explain, output::Screen, policies, services, status,
+    table::Table, watch, workloads,
 };
 
 fn golden(name: &str, text: &str) {
@@ -56,7 +56,10 @@ fn connection_tables() {
     };
     golden(
         "connections-watch.txt",
-        &watch::frame(&rows, &[(0, 5 << 20), (10, 0), (0, 0)], false, &screen),
+        &watch::placed(
+            &watch::frame(&rows, &[(0, 5 << 20), (10, 0), (0, 0)], false, &screen),
+            &screen,
+        ),
     );
 }
 
@@ -83,6 +86,29 @@ fn service_tables() {
     golden(
         "services-wide.txt",
         &at(&services::endpoints(&rows), &[None, Some(80)]),
+    );
+}
+
+#[test]
+fn endpoint_tables() {
+    let rows = super::endpoints();
+    golden(
+        "endpoints.txt",
+        &at(
+            &endpoints::table(&rows, false, super::NOW),
+            &[None, Some(110), Some(80)],
+        ),
+    );
+    golden(
+        "endpoints-wide.txt",
+        &at(&endpoints::table(&rows, true, super::NOW), &[None]),
+    );
+    golden(
+        "endpoints-watch.txt",
+        &watch::placed(
+            &endpoints::frame(&rows[..1], false, super::NOW, &screen(Some(110))),
+            &screen(Some(110)),
+        ),
     );
 }
 

@@ -7,8 +7,8 @@ mod reach;
 mod table;
 
 use crate::admin::api::{
-    BundleFile, Condition, Connection, CounterValue, Endpoint, KernelState, MapState, Service,
-    ServicePort, SourceState, Status, Workload,
+    BundleFile, Condition, Connection, CounterValue, Endpoint, EndpointDetail, KernelState,
+    MapState, PortEndpoints, Service, ServicePort, SourceState, Status, Workload,
 };
 
 /// 2026-08-01T12:00:00Z
@@ -154,6 +154,73 @@ fn services() -> Vec<Service> {
             ports: vec![web],
         },
     ]
+}
+
+fn endpoints() -> Vec<PortEndpoints> {
+    let well = EndpointDetail {
+        address: "10.0.0.1:8080".into(),
+        workload: Some("shop/web-1".into()),
+        node: Some("n1".into()),
+        zone: Some("z1".into()),
+        ready: true,
+        weight: 3,
+        slow_start: 1.0,
+        effective_weight: 3.0,
+        connections: 2,
+        requests: 17,
+        latency_us: Some(1_240),
+        breaker: "closed".into(),
+        health: "healthy".into(),
+        last_check_unix_ms: Some(NOW - 4_000),
+        ..EndpointDetail::default()
+    };
+    let open = EndpointDetail {
+        address: "10.0.0.2:8080".into(),
+        workload: Some("shop/web-2".into()),
+        ready: false,
+        connections: 0,
+        requests: 0,
+        latency_us: Some(2_500_000),
+        breaker: "open".into(),
+        open_until_unix_ms: Some(NOW + 12_000),
+        consecutive_failures: 5,
+        last_error: Some("connection refused".into()),
+        last_error_unix_ms: Some(NOW - 8_000),
+        ..well.clone()
+    };
+    let ill = EndpointDetail {
+        address: "[fd00::3]:8080".into(),
+        workload: None,
+        node: None,
+        zone: None,
+        ready: false,
+        weight: 1,
+        slow_start: 0.4,
+        effective_weight: 0.4,
+        latency_us: None,
+        breaker: "none".into(),
+        health: "unhealthy".into(),
+        check_error: Some("status 503".into()),
+        ..well.clone()
+    };
+    let web = PortEndpoints {
+        service: "shop/web".into(),
+        port: 80,
+        name: Some("http".into()),
+        protocol: "http".into(),
+        strategy: "peak_ewma".into(),
+        connections: 2,
+        max_connections: Some(100),
+        requests: 17,
+        max_requests: None,
+        endpoints: vec![well, open, ill],
+    };
+    let none = PortEndpoints {
+        service: "test/web".into(),
+        endpoints: Vec::new(),
+        ..web.clone()
+    };
+    vec![web, none]
 }
 
 fn status() -> Status {

@@ -8,7 +8,7 @@ use crate::cli::{
     connections,
     output::Screen,
     table::{Cell, Table, Tint},
-    watch::{Rates, frame},
+    watch::{Rates, frame, placed},
 };
 
 proptest! {
@@ -75,7 +75,7 @@ fn a_frame_fits_the_terminal() {
         width: Some(80),
         height: Some(10),
     };
-    let text = frame(&rows, &rates, false, &screen);
+    let text = placed(&frame(&rows, &rates, false, &screen), &screen);
     assert!(text.starts_with("\u{1b}[H"));
     assert!(text.split("\r\n").count() <= 10);
     assert!(text.contains("more"), "says that some are not shown");
