@@ -216,9 +216,9 @@ fn mistakes(taken: IpAddr, netns: &str, node: &str) -> Vec<Bad> {
         ),
         bad(
             "a kind of a later version",
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: a\n  namespace: shop\nspec: {}\n",
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: TCPRoute\nmetadata:\n  name: a\n  namespace: shop\nspec: {}\n",
             2,
-            &["HTTPRoute", "not yet"],
+            &["TCPRoute", "not yet"],
         ),
         bad(
             "authorization of requests, which is not there yet",

@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 use super::{
     error::Problem,
     kinds::{
-        AuthorizationPolicy, EndpointSlice, MeshPolicy, Namespace, Service, TrafficPolicy, Workload,
+        AuthorizationPolicy, EndpointSlice, GrpcRoute, HttpRoute, MeshPolicy, Namespace, Service,
+        TrafficPolicy, Workload,
     },
     local,
     metadata::{Object, ObjectMeta},
@@ -29,6 +30,8 @@ pub(crate) enum Resource {
     MeshPolicy(Arc<Object<MeshPolicy>>),
     TrafficPolicy(Arc<Object<TrafficPolicy>>),
     AuthorizationPolicy(Arc<Object<AuthorizationPolicy>>),
+    HttpRoute(Arc<Object<HttpRoute>>),
+    GrpcRoute(Arc<Object<GrpcRoute>>),
 }
 
 impl Resource {
@@ -41,6 +44,8 @@ impl Resource {
             Self::MeshPolicy(_) => Kind::MeshPolicy,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::GrpcRoute(_) => Kind::GrpcRoute,
         }
     }
 
@@ -53,6 +58,8 @@ impl Resource {
             Self::MeshPolicy(object) => &object.name,
             Self::TrafficPolicy(object) => &object.name,
             Self::AuthorizationPolicy(object) => &object.name,
+            Self::HttpRoute(object) => &object.name,
+            Self::GrpcRoute(object) => &object.name,
         }
     }
 }
@@ -179,6 +186,12 @@ fn read_resource(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Resourc
         }
         Kind::AuthorizationPolicy => object(node, problems, |r: &AuthorizationPolicy| &r.metadata)
             .map(Resource::AuthorizationPolicy),
+        Kind::HttpRoute => {
+            object(node, problems, |r: &HttpRoute| &r.metadata).map(Resource::HttpRoute)
+        }
+        Kind::GrpcRoute => {
+            object(node, problems, |r: &GrpcRoute| &r.metadata).map(Resource::GrpcRoute)
+        }
     }?;
     local::check(&resource, problems);
     Some(resource)
@@ -219,7 +232,7 @@ fn kind_of(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Kind> {
     };
     let version = field(
         "apiVersion",
-        "v1, discovery.k8s.io/v1 or mesh.covet.dev/v1alpha1",
+        "v1, discovery.k8s.io/v1, gateway.networking.k8s.io/v1 or mesh.covet.dev/v1alpha1",
     );
     let kind = field("kind", &kinds());
     let ((version, version_at), (kind, kind_at)) = (version?, kind?);
@@ -236,7 +249,7 @@ fn kind_of(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Kind> {
         return None;
     };
     if known.api_version() != version {
-        let article = if kind.starts_with(['A', 'E']) {
+        let article = if kind.starts_with(['A', 'E', 'H']) {
             "an"
         } else {
             "a"

@@ -23,7 +23,7 @@ pub(crate) fn check(format: &str, text: &str) -> Result<(), String> {
             "at most 63 lower-case letters, digits and '-', beginning and ending with a letter or digit",
         ),
         "dns-1123-subdomain" => (
-            text.len() <= 253 && text.split('.').all(is_dns_label),
+            is_dns_subdomain(text),
             "at most 253 lower-case letters, digits, '-' and '.', each part beginning and ending with a letter or digit",
         ),
         "port-name" => (
@@ -57,7 +57,11 @@ pub(crate) fn check(format: &str, text: &str) -> Result<(), String> {
         "path-pattern" => return crate::policy::path::check_pattern(text),
         "host-pattern" => return pattern::check_host(text),
         "header-value-pattern" => return pattern::check_header_value(text),
-        _ => return requests::check(format, text).unwrap_or(Ok(())),
+        _ => {
+            return requests::check(format, text)
+                .or_else(|| routes::check(format, text))
+                .unwrap_or(Ok(()));
+        }
     };
     if ok { Ok(()) } else { Err(expected.to_owned()) }
 }
@@ -94,6 +98,10 @@ pub(super) fn is_dns_label(text: &str) -> bool {
         && bytes.first().is_some_and(alphanumeric)
         && bytes.last().is_some_and(alphanumeric)
         && bytes.iter().all(|b| alphanumeric(b) || *b == b'-')
+}
+
+fn is_dns_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 
 /// IANA service name (RFC 6335 section 5.1), as Kubernetes wants it for a named target port.
@@ -156,10 +164,13 @@ macro_rules! string_type {
 
 // Below the macro, which it uses.
 mod requests;
+mod routes;
 
 #[cfg(test)]
 pub(crate) use requests::KNOWN as KNOWN_OF_REQUESTS;
 pub use requests::{CookieName, GrpcCode, Header, StatusRange};
+#[cfg(test)]
+pub(crate) use routes::KNOWN as KNOWN_OF_ROUTES;
 
 /// An address that a workload or service can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

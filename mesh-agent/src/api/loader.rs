@@ -87,6 +87,8 @@ fn gather<'a>(files: impl Iterator<Item = &'a CachedFile>) -> Config {
                 Resource::AuthorizationPolicy(object) => {
                     config.authorization_policies.push(Arc::clone(object));
                 }
+                Resource::HttpRoute(object) => config.http_routes.push(Arc::clone(object)),
+                Resource::GrpcRoute(object) => config.grpc_routes.push(Arc::clone(object)),
             }
         }
     }

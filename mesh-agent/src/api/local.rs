@@ -1,6 +1,8 @@
 //! Checks that need one resource only and that a schema cannot say.
 
 mod authorization;
+mod header;
+mod route;
 mod traffic;
 
 use std::{collections::HashSet, net::IpAddr};
@@ -28,6 +30,8 @@ pub(crate) fn check(resource: &Resource, problems: &mut Vec<Problem>) {
         Resource::MeshPolicy(object) => mesh_policy(object, problems),
         Resource::TrafficPolicy(object) => traffic::check(object, problems),
         Resource::AuthorizationPolicy(object) => authorization::check(object, problems),
+        Resource::HttpRoute(object) => route::http(object, problems),
+        Resource::GrpcRoute(object) => route::grpc(object, problems),
     }
 }
 

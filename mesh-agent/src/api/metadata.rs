@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 
-use crate::model::ResourceName;
+use crate::model::{ResourceName, Timestamp};
 
 /// Label of a namespace or workload that says whether its traffic is captured.
 pub const ENABLED_LABEL: &str = "mesh.covet.dev/enabled";
@@ -34,8 +34,9 @@ pub struct ObjectMeta {
     resource_version: Ignored,
     #[serde(default, skip_serializing)]
     generation: Ignored,
-    #[serde(default, skip_serializing)]
-    creation_timestamp: Ignored,
+    /// Of two routes the older one goes first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creation_timestamp: Option<Timestamp>,
     #[serde(default, skip_serializing)]
     deletion_timestamp: Ignored,
     #[serde(default, skip_serializing)]

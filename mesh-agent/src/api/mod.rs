@@ -54,6 +54,8 @@ pub struct Config {
     pub mesh_policies: Vec<Arc<Object<MeshPolicy>>>,
     pub traffic_policies: Vec<Arc<Object<TrafficPolicy>>>,
     pub authorization_policies: Vec<Arc<Object<AuthorizationPolicy>>>,
+    pub http_routes: Vec<Arc<Object<HttpRoute>>>,
+    pub grpc_routes: Vec<Arc<Object<GrpcRoute>>>,
 }
 
 impl Config {
@@ -66,6 +68,8 @@ impl Config {
             + self.mesh_policies.len()
             + self.traffic_policies.len()
             + self.authorization_policies.len()
+            + self.http_routes.len()
+            + self.grpc_routes.len()
     }
 }
 

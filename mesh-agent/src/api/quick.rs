@@ -91,7 +91,9 @@ impl Known {
         let clear = touched <= SMALL
             && Diff::between(&old.namespaces, &next.namespaces).is_empty()
             && Diff::between(&old.mesh_policies, &next.mesh_policies).is_empty()
-            && Diff::between(&old.traffic_policies, &next.traffic_policies).is_empty();
+            && Diff::between(&old.traffic_policies, &next.traffic_policies).is_empty()
+            && Diff::between(&old.http_routes, &next.http_routes).is_empty()
+            && Diff::between(&old.grpc_routes, &next.grpc_routes).is_empty();
         // What goes makes room before what comes is looked at.
         if !clear {
             return false;

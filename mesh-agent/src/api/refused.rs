@@ -41,6 +41,23 @@ pub(super) fn field(kind: &str, path: &Path) -> Option<String> {
         ("TrafficPolicy", "spec.targetRefs.namespace") => {
             "not supported: a TrafficPolicy applies to Services and routes of its own namespace"
         }
+        ("HTTPRoute" | "GRPCRoute", "spec.rules.sessionPersistence") => {
+            "not supported: a TrafficPolicy for the backend Service keeps sessions, with spec.loadBalancer.consistentHash and a cookie"
+        }
+        ("HTTPRoute" | "GRPCRoute", "spec.useDefaultGateways") => {
+            "not supported: the parents of a route in a mesh are Services"
+        }
+        ("GRPCRoute", "spec.rules.timeouts" | "spec.rules.retry") => {
+            "not part of GRPCRoute: a TrafficPolicy for the route or the Service sets it"
+        }
+        (
+            "HTTPRoute" | "GRPCRoute",
+            "spec.rules.filters.extensionRef" | "spec.rules.backendRefs.filters.extensionRef",
+        ) => "not supported: the mesh has no filters of its own",
+        (
+            "HTTPRoute",
+            "spec.rules.filters.externalAuth" | "spec.rules.backendRefs.filters.externalAuth",
+        ) => "not supported: the mesh decides by AuthorizationPolicy",
         ("Service", "spec.trafficDistribution") => {
             "not yet supported: this version does not prefer near endpoints"
         }
@@ -68,7 +85,9 @@ pub(super) fn field(kind: &str, path: &Path) -> Option<String> {
             | "Workload"
             | "MeshPolicy"
             | "TrafficPolicy"
-            | "AuthorizationPolicy",
+            | "AuthorizationPolicy"
+            | "HTTPRoute"
+            | "GRPCRoute",
             "metadata.generateName",
         ) => "not supported: a resource in a file needs a name",
         _ => return None,
@@ -98,6 +117,23 @@ pub(super) fn value(kind: &str, path: &Path, value: &str) -> Option<String> {
         ("AuthorizationPolicy", "spec.action", "AUDIT" | "CUSTOM") => {
             "not supported: expected ALLOW or DENY"
         }
+        (
+            "HTTPRoute" | "GRPCRoute",
+            "spec.rules.filters.type" | "spec.rules.backendRefs.filters.type",
+            "ExtensionRef",
+        ) => "not supported: the mesh has no filters of its own",
+        (
+            "HTTPRoute",
+            "spec.rules.filters.type" | "spec.rules.backendRefs.filters.type",
+            "ExternalAuth",
+        ) => "not supported: the mesh decides by AuthorizationPolicy",
+        (
+            "GRPCRoute",
+            "spec.rules.filters.type" | "spec.rules.backendRefs.filters.type",
+            "RequestRedirect" | "URLRewrite" | "CORS",
+        ) => {
+            "a filter of HTTPRoute: expected RequestHeaderModifier, ResponseHeaderModifier or RequestMirror"
+        }
         _ => return None,
     };
     Some(format!("{value} is {reason}"))
@@ -106,7 +142,15 @@ pub(super) fn value(kind: &str, path: &Path, value: &str) -> Option<String> {
 /// Kinds that later versions will read.
 pub(super) fn kind(api_version: &str, kind: &str) -> Option<&'static str> {
     match (api_version.split('/').next().unwrap_or_default(), kind) {
-        ("gateway.networking.k8s.io", _) => Some("not yet supported: this version has no routes"),
+        ("gateway.networking.k8s.io", "ReferenceGrant") => {
+            Some("not needed: in a mesh a route may refer to Services of any namespace")
+        }
+        ("gateway.networking.k8s.io", "Gateway" | "GatewayClass" | "ListenerSet") => {
+            Some("not supported: the mesh routes traffic to Services, and has no gateways")
+        }
+        ("gateway.networking.k8s.io", _) => {
+            Some("not yet supported: this version has HTTPRoute and GRPCRoute")
+        }
         ("security.istio.io", "PeerAuthentication") => {
             Some("not supported: write a MeshPolicy (mesh.covet.dev/v1alpha1) with spec.mtls")
         }

@@ -4,7 +4,8 @@ use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value as Json;
 
 use super::kinds::{
-    AuthorizationPolicy, EndpointSlice, MeshPolicy, Namespace, Service, TrafficPolicy, Workload,
+    AuthorizationPolicy, EndpointSlice, GrpcRoute, HttpRoute, MeshPolicy, Namespace, Service,
+    TrafficPolicy, Workload,
 };
 
 /// A kind that a file may hold.
@@ -17,10 +18,12 @@ pub enum Kind {
     MeshPolicy,
     TrafficPolicy,
     AuthorizationPolicy,
+    HttpRoute,
+    GrpcRoute,
 }
 
 impl Kind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Namespace,
         Self::Service,
         Self::EndpointSlice,
@@ -28,6 +31,8 @@ impl Kind {
         Self::MeshPolicy,
         Self::TrafficPolicy,
         Self::AuthorizationPolicy,
+        Self::HttpRoute,
+        Self::GrpcRoute,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -39,6 +44,8 @@ impl Kind {
             Self::MeshPolicy => "MeshPolicy",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
         }
     }
 
@@ -46,6 +53,7 @@ impl Kind {
         match self {
             Self::Namespace | Self::Service => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::HttpRoute | Self::GrpcRoute => "gateway.networking.k8s.io/v1",
             Self::Workload | Self::MeshPolicy | Self::TrafficPolicy | Self::AuthorizationPolicy => {
                 "mesh.covet.dev/v1alpha1"
             }
@@ -62,6 +70,8 @@ impl Kind {
             Self::MeshPolicy => of::<MeshPolicy>(),
             Self::TrafficPolicy => of::<TrafficPolicy>(),
             Self::AuthorizationPolicy => of::<AuthorizationPolicy>(),
+            Self::HttpRoute => of::<HttpRoute>(),
+            Self::GrpcRoute => of::<GrpcRoute>(),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+mod routes;
 mod security;
 mod traffic;
 
@@ -16,8 +17,8 @@ use super::{
     document::{Document, Resource},
     error::{ConfigError, Problem, Severity, Warning},
     kinds::{
-        AuthorizationPolicy, Level, MeshPolicy, Namespace, Service, TargetPort, TrafficPolicy,
-        Workload,
+        AuthorizationPolicy, GrpcRoute, HttpRoute, Level, MeshPolicy, Namespace, Service,
+        TargetPort, TrafficPolicy, Workload,
     },
     metadata::{ENABLED_LABEL, Object, SERVICE_NAME_LABEL},
     path::Path,
@@ -227,6 +228,9 @@ pub(crate) fn validate(
     let traffic_policies: Of<'_, TrafficPolicy> = pick!(all, TrafficPolicy);
     let authorization_policies: Of<'_, AuthorizationPolicy> = pick!(all, AuthorizationPolicy);
 
+    let http_routes: Of<'_, HttpRoute> = pick!(all, HttpRoute);
+    let grpc_routes: Of<'_, GrpcRoute> = pick!(all, GrpcRoute);
+
     let vips = unique_addresses(&services, &workloads, findings);
     unique_netns(&workloads, environment, findings);
 
@@ -280,11 +284,12 @@ pub(crate) fn validate(
         &traffic_policies,
         &traffic::Targets {
             services: &service_names,
-            http_routes: &HashSet::new(),
-            grpc_routes: &HashSet::new(),
+            http_routes: &http_routes.objects.iter().map(|r| &r.name).collect(),
+            grpc_routes: &grpc_routes.objects.iter().map(|r| &r.name).collect(),
         },
         findings,
     );
+    routes::references(&http_routes, &grpc_routes, &services, findings);
     policy_scopes(&mesh_policies, &workloads, environment, findings);
     let is_enrolled = enrolled(&namespaces.objects);
     fail_policies(
@@ -319,6 +324,8 @@ pub(crate) fn validate(
         mesh_policies: mesh_policies.arcs(),
         traffic_policies: traffic_policies.arcs(),
         authorization_policies: authorization_policies.arcs(),
+        http_routes: http_routes.arcs(),
+        grpc_routes: grpc_routes.arcs(),
     }
 }
 

@@ -3,8 +3,13 @@
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use super::{
-    CatalogOptions, authorization::Authorization, route_policies::RoutePolicies,
-    services::Services, snapshot::Snapshot, workloads::Workloads,
+    CatalogOptions,
+    authorization::Authorization,
+    route_policies::RoutePolicies,
+    routes::{Attached, Routes},
+    services::Services,
+    snapshot::Snapshot,
+    workloads::Workloads,
 };
 use crate::api::{Config, Diff};
 
@@ -17,6 +22,7 @@ pub(super) struct Builder {
     services: Services,
     authorization: Authorization,
     route_policies: RoutePolicies,
+    routes: Routes,
 }
 
 impl Builder {
@@ -26,6 +32,7 @@ impl Builder {
             workloads: Workloads::default(),
             authorization: Authorization::default(),
             route_policies: RoutePolicies::default(),
+            routes: Routes::default(),
             services: Services::new(&options.node),
             options,
         }
@@ -60,8 +67,6 @@ impl Builder {
         changed |=
             self.authorization
                 .update(previous, &mut next, &authorization, &self.workloads.trust());
-        let mut dirty_routes = HashSet::new();
-        self.route_policies.index(&traffic, &mut dirty_routes);
         let mut dirty = HashSet::new();
         self.services
             .index(&services, &slices, &traffic, &mut dirty);
@@ -71,6 +76,17 @@ impl Builder {
         changed |= self
             .services
             .rebuild(&mut next, &self.workloads, &dirty, now);
+        let http = Diff::between(&old.http_routes, &config.http_routes);
+        let grpc = Diff::between(&old.grpc_routes, &config.grpc_routes);
+        let mut dirty_routes = HashSet::new();
+        self.route_policies.index(&traffic, &mut dirty_routes);
+        let policies = Attached {
+            policies: &self.route_policies,
+            changed: dirty_routes,
+        };
+        changed |= self
+            .routes
+            .update(previous, &mut next, &http, &grpc, policies, &dirty);
         changed.then_some(next)
     }
 }

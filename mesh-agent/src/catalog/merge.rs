@@ -67,6 +67,18 @@ pub(super) fn merge(sources: &[Config]) -> (Config, Vec<String>) {
             "AuthorizationPolicy",
             out,
         );
+        add(
+            &mut merged.http_routes,
+            &source.http_routes,
+            "HTTPRoute",
+            out,
+        );
+        add(
+            &mut merged.grpc_routes,
+            &source.grpc_routes,
+            "GRPCRoute",
+            out,
+        );
     }
     (merged, left_out)
 }

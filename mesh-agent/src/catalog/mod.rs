@@ -8,6 +8,7 @@ mod build;
 mod inbound;
 mod merge;
 mod route_policies;
+mod routes;
 mod services;
 mod snapshot;
 mod upstream;
@@ -31,6 +32,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 
 pub use inbound::InboundPort;
+pub use routes::{Condition, ParentStatus, Reason, RouteScope, RouteStatus, ServiceRoutes};
 pub use snapshot::Snapshot;
 pub use upstream::{Upstream, UpstreamEndpoint};
 

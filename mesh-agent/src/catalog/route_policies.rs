@@ -43,7 +43,6 @@ impl RoutePolicies {
         }
     }
 
-    #[expect(dead_code, reason = "the tables of routes take it from here")]
     pub(super) fn get(&self, route: &RouteId) -> Option<&Arc<RoutePolicy>> {
         self.by_route.get(route)
     }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::{
-    build::keep_equal, inbound::Inbound, snapshot::Snapshot, upstream::Upstream,
+    build::keep_equal,
+    inbound::Inbound,
+    snapshot::{Headless, Snapshot},
+    upstream::Upstream,
     workloads::Workloads,
 };
 use crate::{
@@ -230,11 +233,15 @@ impl Services {
         let states = Arc::make_mut(&mut next.states);
         let by_vip = Arc::make_mut(&mut next.by_vip);
         let upstreams = Arc::make_mut(&mut next.upstreams);
+        let headless = Arc::make_mut(&mut next.headless);
         // Every old address goes before any new one comes: an address may move from one service to another.
         let mut carried = HashMap::new();
         for old in &stale {
             services.remove(&old.name);
             states.remove(&old.name);
+            for known in headless.remove(&old.name).into_iter().flatten() {
+                carried.insert((&old.name, known.port, known.ipv6), known.upstream);
+            }
             for vip in &old.vips {
                 by_vip.remove(vip);
                 for port in &old.ports {
@@ -246,18 +253,34 @@ impl Services {
         }
         for (service, state) in &fresh {
             let mut made: HashMap<(u16, bool), Arc<Upstream>> = HashMap::new();
+            let upstream_of = |port: &Arc<ServicePort>, ipv6| {
+                let previous = carried.get(&(&service.name, port.port, ipv6));
+                let previous = previous.map(|upstream| &**upstream);
+                let seed = self.seed(&service.name, port.port, version);
+                Arc::new(Upstream::next(
+                    service, port, ipv6, previous, state, seed, now,
+                ))
+            };
+            if service.vips.is_empty() {
+                let mut of_ports = Vec::new();
+                for port in &service.ports {
+                    for ipv6 in families(port) {
+                        of_ports.push(Headless {
+                            port: port.port,
+                            ipv6,
+                            upstream: upstream_of(port, ipv6),
+                        });
+                    }
+                }
+                headless.insert(service.name.clone(), of_ports);
+            }
             for vip in &service.vips {
                 by_vip.insert(*vip, Arc::clone(service));
                 for port in &service.ports {
                     let ipv6 = vip.is_ipv6();
-                    let upstream = made.entry((port.port, ipv6)).or_insert_with(|| {
-                        let previous = carried.get(&(&service.name, port.port, ipv6));
-                        let previous = previous.map(|upstream| &**upstream);
-                        let seed = self.seed(&service.name, port.port, version);
-                        Arc::new(Upstream::next(
-                            service, port, ipv6, previous, state, seed, now,
-                        ))
-                    });
+                    let upstream = made
+                        .entry((port.port, ipv6))
+                        .or_insert_with(|| upstream_of(port, ipv6));
                     upstreams.insert((*vip, port.port), Arc::clone(upstream));
                 }
             }
@@ -316,6 +339,16 @@ impl Services {
             client_ip_affinity: source.spec.session_affinity == api::SessionAffinity::ClientIP,
             traffic: Arc::clone(self.traffic.get(name).unwrap_or(&self.default_traffic)),
         }
+    }
+}
+
+/// The IP families of a port's endpoints; IPv4 when it has none, so that it is known to have no endpoints.
+fn families(port: &ServicePort) -> Vec<bool> {
+    let has = |ipv6| port.endpoints.iter().any(|e| e.address.is_ipv6() == ipv6);
+    match (has(false), has(true)) {
+        (true, true) => vec![false, true],
+        (false, true) => vec![true],
+        _ => vec![false],
     }
 }
 

@@ -7,15 +7,23 @@ use std::{
 };
 
 use super::{
-    CatalogOptions, InboundPort,
+    CatalogOptions, InboundPort, RouteStatus, ServiceRoutes,
     upstream::{Dialled, Upstream},
 };
 use crate::{
     model::{ResourceName, Service, TrustDomain, Workload},
     policy::{AuthorizationPolicies, Authorizer, Authorizers, PolicyScope},
     resilience::ServiceState,
-    routing::RouteTable,
+    routing::{RouteId, RouteTable},
 };
+
+/// What serves one port of a service without a virtual address, for one IP family of its endpoints.
+#[derive(Clone, Debug)]
+pub(super) struct Headless {
+    pub(super) port: u16,
+    pub(super) ipv6: bool,
+    pub(super) upstream: Arc<Upstream>,
+}
 
 /// One version of the world. Cheap to clone: the maps are shared with the next version unless they change.
 #[derive(Clone, Debug)]
@@ -31,6 +39,10 @@ pub struct Snapshot {
     pub(super) upstreams: Arc<HashMap<Dialled, Arc<Upstream>>>,
     /// Of the ports of this node's workloads that services lead to.
     pub(super) inbound: Arc<HashMap<SocketAddr, Arc<InboundPort>>>,
+    /// What serves the ports of services without a virtual address, which only routes lead to.
+    pub(super) headless: Arc<HashMap<ResourceName, Vec<Headless>>>,
+    pub(super) routes: Arc<HashMap<ResourceName, Arc<ServiceRoutes>>>,
+    pub(super) route_statuses: Arc<BTreeMap<RouteId, Arc<RouteStatus>>>,
     pub(super) authorization: Arc<AuthorizationPolicies>,
     /// Of the workloads of this node.
     pub(super) authorizers: Arc<HashMap<ResourceName, Arc<Authorizer>>>,
@@ -48,6 +60,9 @@ impl Snapshot {
             by_vip: Arc::default(),
             upstreams: Arc::default(),
             inbound: Arc::default(),
+            headless: Arc::default(),
+            routes: Arc::default(),
+            route_statuses: Arc::default(),
             authorization: Arc::new(AuthorizationPolicies::new(&options.root_namespace)),
             authorizers: Arc::default(),
         }
@@ -91,11 +106,23 @@ impl Snapshot {
     /// forwarding applies. O(1).
     pub fn routes(
         &self,
-        _client_namespace: &str,
-        _service: &ResourceName,
-        _port: u16,
+        client_namespace: &str,
+        service: &ResourceName,
+        port: u16,
     ) -> Option<&Arc<RouteTable>> {
-        None
+        self.routes.get(service)?.find(client_namespace, port)
+    }
+
+    /// The services that routes are bound to, with their tables, in no order.
+    pub fn routed_services(
+        &self,
+    ) -> impl ExactSizeIterator<Item = (&ResourceName, &Arc<ServiceRoutes>)> {
+        self.routes.iter()
+    }
+
+    /// What became of every route, GRPCRoutes first, in the order of names.
+    pub fn route_statuses(&self) -> impl ExactSizeIterator<Item = &Arc<RouteStatus>> {
+        self.route_statuses.values()
     }
 
     /// A backend of a route: one port of a service, whether it has virtual addresses or not. `ipv6`: the family that the
@@ -106,8 +133,16 @@ impl Snapshot {
             .vips
             .iter()
             .find(|vip| vip.is_ipv6() == ipv6)
-            .or_else(|| service.vips.first())?;
-        self.upstreams.get(&(*vip, port))
+            .or_else(|| service.vips.first());
+        if let Some(vip) = vip {
+            return self.upstreams.get(&(*vip, port));
+        }
+        let of_port = self.headless.get(&service.name)?.iter();
+        let mut of_port = of_port.filter(|known| known.port == port);
+        let first = of_port.next()?;
+        let same_family = |known: &&Headless| known.ipv6 == ipv6;
+        let found = std::iter::once(first).chain(of_port).find(same_family);
+        Some(&found.unwrap_or(first).upstream)
     }
 
     /// What the services in front of a port of a workload of this node say of it. `None`: there are none. O(1).

@@ -5,6 +5,7 @@ mod identity;
 mod name;
 mod policy;
 mod service;
+mod timestamp;
 mod traffic;
 mod workload;
 
@@ -12,6 +13,7 @@ pub use identity::{IdentityError, SpiffeId, TrustDomain};
 pub use name::ResourceName;
 pub use policy::{EffectivePolicy, FailPolicy, MtlsMode, OutboundMode};
 pub use service::{AppProtocol, Endpoint, Service, ServicePort};
+pub use timestamp::Timestamp;
 pub use traffic::{
     Backoff, CircuitBreaker, ConnectionPool, HashKey, HealthCheck, HealthProbe, Limits,
     LoadBalancer, Locality, Prefer, RateLimit, RateLimitKey, RetryBudget, RetryConditions,

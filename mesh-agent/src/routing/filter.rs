@@ -1,9 +1,8 @@
 //! What a rule does to requests and responses on the way.
 
-use std::{sync::Arc, time::Duration};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
-
+use super::{Cors, Redirect, Rewrite};
 use crate::model::ResourceName;
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,29 +24,6 @@ pub struct HeaderModifier {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Redirect {
-    pub scheme: Option<Arc<str>>,
-    pub hostname: Option<Arc<str>>,
-    pub path: Option<PathRewrite>,
-    pub port: Option<u16>,
-    /// 301, 302, 303, 307 or 308.
-    pub status: u16,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rewrite {
-    pub hostname: Option<HeaderValue>,
-    pub path: Option<PathRewrite>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum PathRewrite {
-    Full(Arc<str>),
-    /// In place of the prefix that matched.
-    Prefix(Arc<str>),
-}
-
-#[derive(Clone, Debug, PartialEq)]
 pub struct Mirror {
     /// `None`: the backend is not there, and nothing is mirrored.
     pub service: Option<(ResourceName, u16)>,
@@ -60,18 +36,55 @@ pub struct Fraction {
     pub denominator: u32,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub struct Cors {
-    pub allow_origins: Vec<Arc<str>>,
-    pub allow_methods: Vec<Method>,
-    pub allow_any_method: bool,
-    pub allow_headers: Vec<HeaderName>,
-    pub allow_any_header: bool,
-    pub expose_headers: Option<HeaderValue>,
-    pub allow_credentials: bool,
-    pub max_age: Option<Duration>,
+impl HeaderModifier {
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        for (name, value) in &self.set {
+            headers.insert(name, value.clone());
+        }
+        for (name, value) in &self.add {
+            add(headers, name, value);
+        }
+        for name in &self.remove {
+            headers.remove(name);
+        }
+    }
 }
 
-impl HeaderModifier {
-    pub fn apply(&self, _headers: &mut HeaderMap) {}
+fn add(headers: &mut HeaderMap, name: &HeaderName, value: &HeaderValue) {
+    // Set-Cookie is the one header whose values must not be joined (RFC 9110, 5.3); Cookie has its own separator.
+    let separator: &[u8] = match *name {
+        header::SET_COOKIE => {
+            headers.append(name, value.clone());
+            return;
+        }
+        header::COOKIE => b"; ",
+        _ => b",",
+    };
+    let mut joined = Vec::new();
+    for old in headers.get_all(name) {
+        joined.extend_from_slice(old.as_bytes());
+        joined.extend_from_slice(separator);
+    }
+    if joined.is_empty() {
+        headers.insert(name, value.clone());
+        return;
+    }
+    joined.extend_from_slice(value.as_bytes());
+    // Values that were valid are valid when joined.
+    if let Ok(joined) = HeaderValue::from_maybe_shared(bytes::Bytes::from(joined)) {
+        headers.insert(name, joined);
+    }
+}
+
+impl Fraction {
+    pub const ALL: Self = Self {
+        numerator: 1,
+        denominator: 1,
+    };
+
+    /// Whether a request is of the fraction, for a random number.
+    pub fn includes(self, random: u32) -> bool {
+        // Spread over 0..denominator without a division.
+        (u64::from(random) * u64::from(self.denominator)) >> 32 < u64::from(self.numerator)
+    }
 }

@@ -85,13 +85,13 @@ fn kinds() {
         (
             "apiVersion: v1\nkind: 7\n",
             &[
-                "f:2:7: kind: expected Namespace, Service, EndpointSlice, Workload, MeshPolicy, TrafficPolicy, AuthorizationPolicy, got 7",
+                "f:2:7: kind: expected Namespace, Service, EndpointSlice, Workload, MeshPolicy, TrafficPolicy, AuthorizationPolicy, HTTPRoute, GRPCRoute, got 7",
             ],
         ),
         (
             "apiVersion: mesh.covet.dev/v1alpha1\nkind: Worload\n",
             &[
-                "f:2:7: kind: expected one of Namespace, Service, EndpointSlice, Workload, MeshPolicy, TrafficPolicy, AuthorizationPolicy, got \"Worload\"",
+                "f:2:7: kind: expected one of Namespace, Service, EndpointSlice, Workload, MeshPolicy, TrafficPolicy, AuthorizationPolicy, HTTPRoute, GRPCRoute, got \"Worload\"",
             ],
         ),
         (
@@ -113,8 +113,10 @@ fn kinds() {
             ],
         ),
         (
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n",
-            &["f:2:7: kind: HTTPRoute is not yet supported: this version has no routes"],
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\n",
+            &[
+                "f:2:7: kind: TLSRoute is not yet supported: this version has HTTPRoute and GRPCRoute",
+            ],
         ),
         (
             "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Namespace\n  metadata: {name: A}\n- 3\n",

@@ -37,7 +37,8 @@ fn every_format_of_a_schema_is_checked() {
         assert!(
             numeric
                 || super::format::KNOWN.contains(&format.as_str())
-                || super::format::KNOWN_OF_REQUESTS.contains(&format.as_str()),
+                || super::format::KNOWN_OF_REQUESTS.contains(&format.as_str())
+                || super::format::KNOWN_OF_ROUTES.contains(&format.as_str()),
             "{format}"
         );
     }
