@@ -12,6 +12,10 @@ mod detect;
 #[allow(dead_code, unused_imports, reason = "the pipeline follows")]
 mod headers;
 #[allow(dead_code, reason = "the pipeline follows")]
+mod io;
+#[allow(dead_code, unused_imports, reason = "the pipeline follows")]
+mod pool;
+#[allow(dead_code, reason = "the pipeline follows")]
 mod reply;
 #[allow(dead_code, reason = "the pipeline follows")]
 mod server;

@@ -3,9 +3,11 @@
 //! [`Tunnels::open`] gives a stream to a destination, on a pooled tunnel where there is one (`pool`, `client`); [`run`]
 //! carries a captured connection on it to its end. [`serve`] takes the tunnels that others dial (`server`), and hands each
 //! stream to the workload's inbound pipeline, which answers it and carries it with [`run_accepted`]. `stream` says how
-//! the ends of TCP and HTTP/2 map to one another, `carry` moves the bytes, `io` is TLS, `headers` what a CONNECT says.
+//! the ends of TCP and HTTP/2 map to one another, `carry` moves the bytes, `bytestream` lets a protocol be spoken through a stream,
+//! `io` is TLS, `headers` what a CONNECT says.
 
 mod buffers;
+mod bytestream;
 mod carry;
 mod client;
 mod credentials;
@@ -20,22 +22,32 @@ mod server;
 mod stream;
 mod watch;
 
-use std::{net::SocketAddr, sync::Weak, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Weak,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use rustix::io::Errno;
 use tokio::{net::TcpStream, time::Instant};
 
 pub use self::credentials::{Credentials, NoCredentials, Tls};
+pub(super) use self::{
+    bytestream::{TunnelBytes, TunnelGone},
+    pool::Tunnels,
+    server::{Incoming, serve},
+};
 use self::{
     carry::{End, Moved, carry},
     stream::{Gone, Stream},
 };
-pub(super) use self::{
-    pool::Tunnels,
-    server::{Incoming, serve},
-};
 use super::{Shared, served::Report, socket::Leg};
-use crate::{model::SpiffeId, telemetry::Reason};
+use crate::{
+    model::SpiffeId,
+    telemetry::{LegProbe, Reason},
+};
 
 /// How tunnels work; the defaults suit a node.
 #[derive(Clone, Copy, Debug)]
@@ -92,10 +104,31 @@ pub(super) struct TunnelStream {
     probe: Weak<TcpStream>,
 }
 
+impl TunnelStream {
+    /// For telemetry to look at the tunnel's round-trip time.
+    pub(super) fn probe(&self) -> Weak<dyn LegProbe> {
+        self.probe.clone()
+    }
+
+    /// What came first and stays to be received: all of it that has come, once that is more than `have` bytes or the
+    /// peer has ended. Bounded by the stream's window.
+    #[allow(dead_code, reason = "the inbound pipeline follows")]
+    pub(super) fn poll_peek(
+        &mut self,
+        cx: &mut Context<'_>,
+        have: usize,
+    ) -> Poll<Result<Bytes, Reason>> {
+        self.stream.poll_peek(cx, have).map_err(|gone| match gone {
+            Gone::Ended | Gone::Reset => Reason::ClientReset,
+            Gone::Tunnel(reason) => reason,
+        })
+    }
+}
+
 /// Carries a captured connection to its end, closes both sides accordingly and reports it.
 pub(super) async fn run(client: Leg, mut upstream: TunnelStream, shared: &Shared, report: Report) {
     let counters = report.counters();
-    report.established(upstream.probe.clone());
+    report.established(upstream.probe());
     let moved = Moved {
         out: &counters.sent,
         back: &counters.received,

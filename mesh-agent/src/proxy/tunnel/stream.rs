@@ -30,6 +30,8 @@ pub(super) struct Stream {
     send: SendStream<Bytes>,
     recv: RecvStream,
     link: Arc<Link>,
+    /// Received and only looked at.
+    early: Bytes,
     sent_end: bool,
     received_end: bool,
 }
@@ -58,6 +60,7 @@ impl Stream {
             send,
             recv,
             link,
+            early: Bytes::new(),
             sent_end: false,
             received_end: false,
         }
@@ -110,7 +113,34 @@ impl Stream {
         Ok(())
     }
 
+    /// What came first, which stays to be received: all there is of it, once it is more than `have` bytes or nothing more
+    /// comes.
+    pub(super) fn poll_peek(
+        &mut self,
+        cx: &mut Context<'_>,
+        have: usize,
+    ) -> Poll<Result<Bytes, Gone>> {
+        while self.early.len() <= have && !self.received_end {
+            match self.recv.poll_data(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(data))) if self.early.is_empty() => self.early = data,
+                Poll::Ready(Some(Ok(data))) => {
+                    self.early = [&*self.early, &*data].concat().into();
+                }
+                Poll::Ready(None) => self.received_end = true,
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(self.gone(&error))),
+            }
+        }
+        Poll::Ready(Ok(self.early.clone()))
+    }
+
     pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, Gone>> {
+        if !self.early.is_empty() {
+            return Poll::Ready(Ok(Received::Data(std::mem::take(&mut self.early))));
+        }
+        if self.received_end {
+            return Poll::Ready(Ok(Received::End));
+        }
         match self.recv.poll_data(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(data))) => Poll::Ready(Ok(Received::Data(data))),
