@@ -19,6 +19,9 @@ mod pool;
 mod reply;
 #[allow(dead_code, reason = "the pipeline follows")]
 mod server;
+mod splice;
+#[allow(dead_code, unused_imports, reason = "the pipeline follows")]
+mod upgrade;
 
 /// The versions that are spoken; HTTP/1.0 is a kind of HTTP/1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

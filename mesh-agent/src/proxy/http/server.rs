@@ -22,6 +22,7 @@ use hyper::{
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
     rt::{Executor, Read, ReadBufCursor, Write},
     service::service_fn,
+    upgrade::Upgraded,
 };
 use tokio::{
     sync::watch,
@@ -31,6 +32,7 @@ use tokio::{
 use super::{
     HttpVersion,
     body::{Body, BodyError},
+    io::Io,
 };
 
 /// Bounds of one client connection. The defaults are those of docs/reference/defaults.md.
@@ -294,6 +296,12 @@ impl HttpBody for Answer {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// The client's connection itself, after an upgrade of HTTP/1; a stream of HTTP/2 stays what it is.
+pub(super) fn into_io(upgraded: Upgraded) -> Result<(Io, Bytes), Upgraded> {
+    let parts = upgraded.downcast::<Watched<Io>>()?;
+    Ok((parts.io.io, parts.read_buf))
 }
 
 /// A connection whose reads are noted.
