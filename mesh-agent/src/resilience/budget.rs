@@ -7,7 +7,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
@@ -56,28 +56,56 @@ impl Budget {
         self.requests.add(nanos(now) / width);
     }
 
-    /// Counts one retry, if there is room for it. A policy with another window starts the counting afresh.
+    /// Takes over the window of a policy. Another one than before starts the counting afresh.
+    pub fn update(&self, policy: &RetryBudget) {
+        drop(self.lock(policy));
+    }
+
+    /// Counts one retry, if there is room for it.
     #[must_use = "the retry counts as made"]
     pub fn try_retry(&self, policy: &RetryBudget, now: Instant) -> bool {
-        let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retried = self.lock(policy);
+        let (part, second) = retried.parts(width(policy), now);
+        let allowed = self.room(&retried, policy, part, second) > 0;
+        if allowed {
+            retried.window.add(part);
+            retried.second.add(second);
+        }
+        allowed
+    }
+
+    /// How many retries would be allowed now.
+    pub fn balance(&self, policy: &RetryBudget, now: Instant) -> u64 {
+        let mut retried = self.lock(policy);
+        let (part, second) = retried.parts(width(policy), now);
+        self.room(&retried, policy, part, second)
+    }
+
+    fn room(&self, retried: &Retried, policy: &RetryBudget, part: u64, second: u64) -> u64 {
+        let requests = self.requests.sum(part, PARTS);
+        let share = (policy.percent * requests as f64 / 100.0) as u64;
+        let share = share.saturating_sub(retried.window.sum(part, PARTS + 1));
+        let floor = u64::from(policy.min_per_second);
+        let floor = floor.saturating_sub(retried.second.sum(second, PARTS + 1));
+        share.max(floor)
+    }
+
+    fn lock(&self, policy: &RetryBudget) -> MutexGuard<'_, Retried> {
+        let retried = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
         let width = width(policy);
         if self.width.swap(width, Ordering::Relaxed) != width {
             self.requests.clear();
-            retries.window.clear();
+            retried.window.clear();
         }
-        retries.latest = retries.latest.max(nanos(now));
-        let part = retries.latest / width;
-        let requests = self.requests.sum(part, PARTS) as f64;
-        let so_far = retries.window.sum(part, PARTS + 1);
-        let by_share = (so_far + 1) as f64 * 100.0 <= policy.percent * requests;
-        let second = retries.latest / FLOOR_PART;
-        let by_floor = retries.second.sum(second, PARTS + 1) < u64::from(policy.min_per_second);
-        let allowed = by_share || by_floor;
-        if allowed {
-            retries.window.add(part);
-            retries.second.add(second);
-        }
-        allowed
+        retried
+    }
+}
+
+impl Retried {
+    /// The parts of both windows that it is now.
+    fn parts(&mut self, width: u64, now: Instant) -> (u64, u64) {
+        self.latest = self.latest.max(nanos(now));
+        (self.latest / width, self.latest / FLOOR_PART)
     }
 }
 
@@ -85,3 +113,6 @@ fn width(policy: &RetryBudget) -> u64 {
     let window = u64::try_from(policy.window.as_nanos()).unwrap_or(u64::MAX);
     (window / PARTS).max(1_000_000)
 }
+
+#[cfg(test)]
+mod tests;

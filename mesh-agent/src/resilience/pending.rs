@@ -1,9 +1,9 @@
 //! Waiting in line for something that others give back: request permits, places at endpoints.
 //!
 //! Whoever gives something back makes one *turn* ([`Line::released`]) if somebody waits. A turn goes to the first who
-//! has none; he tries to take what was given back. If that fails he passes the turn on to those behind him, and at the
-//! end of the line it is kept for the next who joins. A turn ends only with a success, so none is lost: neither when a
-//! waiter is dropped with one, nor between looking and lying down to sleep (see [`Line::wait`]).
+//! has none; he tries to take what was given back. If that fails he passes the turn on to those behind him. Where all
+//! have a turn already, one more is kept for the next who joins. So none is lost: neither when a waiter is dropped with
+//! one, nor between looking and lying down to sleep.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +37,7 @@ pub struct Line {
 struct Inner {
     next_ticket: u64,
     waiters: BTreeMap<u64, Waiter>,
-    /// Turns that nobody in the line could use.
+    /// Turns that came when everybody had one.
     spare: u32,
 }
 
@@ -66,7 +66,7 @@ impl Line {
         // Sequentially consistent, as are the counters of `Permits`: of one who gives back and then looks for waiters,
         // and one who joins and then looks for what is free, at least one sees the other.
         if self.waiting.load(Ordering::SeqCst) > 0 {
-            let woken = self.lock().call_after(None);
+            let woken = self.lock().call(None);
             wake(woken);
         }
     }
@@ -141,22 +141,24 @@ impl Line {
 }
 
 impl Inner {
-    /// Gives a turn to the first without one, of all or of those behind a ticket.
-    fn call_after(&mut self, ticket: Option<u64>) -> Option<Waker> {
-        let from = ticket.map_or(0, |ticket| ticket + 1);
-        match self.waiters.range_mut(from..).find(|(_, w)| !w.called) {
-            Some((_, waiter)) => {
-                waiter.called = true;
-                waiter.waker.take()
+    /// Gives a turn to the first without one, of all or of those behind a ticket. `Err`: there is nobody.
+    fn try_call(&mut self, behind: Option<u64>) -> Result<Option<Waker>, ()> {
+        let from = behind.map_or(0, |ticket| ticket + 1);
+        let mut rest = self.waiters.range_mut(from..);
+        let (_, waiter) = rest.find(|(_, waiter)| !waiter.called).ok_or(())?;
+        waiter.called = true;
+        Ok(waiter.waker.take())
+    }
+
+    /// The same for what may be free still.
+    fn call(&mut self, behind: Option<u64>) -> Option<Waker> {
+        self.try_call(behind).unwrap_or_else(|()| {
+            // An empty line needs no turns: who comes to it looks for himself.
+            if !self.waiters.is_empty() {
+                self.spare = self.spare.saturating_add(1);
             }
-            None => {
-                // An empty line needs no turns: who comes to it looks for himself.
-                if !self.waiters.is_empty() {
-                    self.spare = self.spare.saturating_add(1);
-                }
-                None
-            }
-        }
+            None
+        })
     }
 }
 
@@ -185,11 +187,11 @@ impl Place<'_> {
         self.turn
     }
 
-    /// Nothing for him.
+    /// Nothing for him, but perhaps for one behind him.
     fn pass_on(&mut self) {
         if std::mem::take(&mut self.turn) {
-            let woken = self.line.lock().call_after(Some(self.ticket));
-            wake(woken);
+            let woken = self.line.lock().try_call(Some(self.ticket));
+            wake(woken.ok().flatten());
         }
     }
 
@@ -197,7 +199,7 @@ impl Place<'_> {
     /// for which there are no turns either: the next one looks.
     fn served(&mut self) {
         if !std::mem::take(&mut self.turn) {
-            let woken = self.line.lock().call_after(Some(self.ticket));
+            let woken = self.line.lock().call(Some(self.ticket));
             wake(woken);
         }
     }
@@ -212,7 +214,7 @@ impl Drop for Place<'_> {
         if inner.waiters.is_empty() {
             inner.spare = 0;
         }
-        let woken = turn.then(|| inner.call_after(None)).flatten();
+        let woken = turn.then(|| inner.call(None)).flatten();
         drop(inner);
         wake(woken);
     }
@@ -224,3 +226,6 @@ fn wake(waker: Option<Waker>) {
         waker.wake();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -204,3 +204,6 @@ impl Outcome {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

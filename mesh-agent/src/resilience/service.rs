@@ -60,6 +60,7 @@ impl ServiceState {
     /// The policy changed, or is the first one.
     pub fn update(&self, policy: &TrafficPolicy) {
         self.limiters.update(&policy.rate_limits);
+        self.budget.update(&policy.retry_budget);
         // A limit may be higher than it was.
         self.queue.changed();
         self.places.changed();
@@ -126,3 +127,6 @@ impl ServiceState {
         line.wait(until(), take).await.ok_or(Busy::TimedOut)
     }
 }
+
+#[cfg(test)]
+mod tests;

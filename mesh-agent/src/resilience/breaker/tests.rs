@@ -278,3 +278,202 @@ proptest! {
         }
     }
 }
+
+/// One result outside of half-open.
+fn tell(alone: &mut Alone, second: u64, kind: Kind, verdict: Verdict) -> Option<Transition> {
+    let now = alone.at(second);
+    alone
+        .breaker
+        .on_result(&alone.policy, kind, verdict, None, now, 0.0, || true)
+}
+
+#[test]
+fn connects_and_requests_are_counted_apart() {
+    use Verdict::{Failure, Success};
+    let mut alone = Alone::new(policy());
+    // Two of each make no three of one, and a success of one does not help the other.
+    for (kind, verdict) in [
+        (Kind::Connect, Failure),
+        (Kind::Request, Failure),
+        (Kind::Connect, Failure),
+        (Kind::Request, Failure),
+        (Kind::Request, Success),
+    ] {
+        assert_eq!(tell(&mut alone, 0, kind, verdict), None);
+    }
+    let opened = tell(&mut alone, 0, Kind::Connect, Failure);
+    let until = alone.at(5);
+    let expected = Transition::Opened {
+        until,
+        kind: Kind::Connect,
+        cause: Cause::Consecutive,
+    };
+    assert_eq!(opened, Some(expected));
+}
+
+#[test]
+fn the_windows_are_apart_as_well() {
+    let mut alone = Alone::new(CircuitBreaker {
+        failure_threshold: 100,
+        failure_ratio: Some(0.5),
+        ..policy()
+    });
+    // Many good requests do not dilute connects that fail half of the time.
+    for _ in 0..1_000 {
+        tell(&mut alone, 0, Kind::Request, Verdict::Success);
+    }
+    for _ in 0..5 {
+        assert_eq!(tell(&mut alone, 0, Kind::Connect, Verdict::Success), None);
+    }
+    for failure in 1..=5 {
+        let changed = tell(&mut alone, 0, Kind::Connect, Verdict::Failure);
+        assert_eq!(changed.is_some(), failure == 5, "{failure}");
+    }
+}
+
+#[test]
+fn a_429_counts_in_the_ratio_only() {
+    let mut alone = Alone::new(policy());
+    for _ in 0..100 {
+        let changed = tell(&mut alone, 0, Kind::Request, Verdict::Limited);
+        assert_eq!(changed, None, "without a ratio it counts nowhere");
+    }
+    // It does not end a row of failures either.
+    for verdict in [Verdict::Failure, Verdict::Failure, Verdict::Limited] {
+        assert_eq!(tell(&mut alone, 0, Kind::Request, verdict), None);
+    }
+    let changed = tell(&mut alone, 0, Kind::Request, Verdict::Failure);
+    assert!(changed.is_some());
+
+    let mut alone = Alone::new(CircuitBreaker {
+        failure_ratio: Some(0.5),
+        ..policy()
+    });
+    for _ in 0..9 {
+        let changed = tell(&mut alone, 0, Kind::Request, Verdict::Limited);
+        assert_eq!(changed, None);
+    }
+    let Some(Transition::Opened { cause, .. }) =
+        tell(&mut alone, 0, Kind::Request, Verdict::Limited)
+    else {
+        panic!("ten of ten");
+    };
+    assert_eq!(cause, Cause::Ratio);
+}
+
+#[test]
+fn a_429_for_the_probe() {
+    for (ratio, closes) in [(None, true), (Some(0.5), false)] {
+        let mut alone = Alone::new(CircuitBreaker {
+            failure_ratio: ratio,
+            success_threshold: 1,
+            ..policy()
+        });
+        for _ in 0..3 {
+            alone.run(0, false, 0.0);
+        }
+        let Admit::Probe(number) = alone.admit(5) else {
+            panic!("no probe");
+        };
+        let now = alone.at(5);
+        let limited = Verdict::Limited;
+        let changed = alone.breaker.on_result(
+            &alone.policy,
+            Kind::Request,
+            limited,
+            Some(number),
+            now,
+            0.0,
+            || true,
+        );
+        assert_eq!(changed, closes.then_some(Transition::Closed), "{ratio:?}");
+        // Not decided: the next one is a probe, and at once.
+        assert_eq!(matches!(alone.admit(5), Admit::Probe(_)), !closes);
+    }
+}
+
+#[test]
+fn transitions_are_told_once_each() {
+    let mut alone = Alone::new(policy());
+    alone.run(0, false, 0.0);
+    alone.run(0, false, 0.0);
+    alone.run(0, false, 0.0);
+    let (first, told) = alone.breaker.admit(&alone.policy, alone.start + 5 * SECOND);
+    assert_eq!(told, Some(Transition::HalfOpen));
+    let Admit::Probe(number) = first else {
+        panic!("no probe");
+    };
+    alone.breaker.give_back(number);
+    let now = alone.at(5);
+    let (_, told) = alone.breaker.admit(&alone.policy, now);
+    assert_eq!(told, None, "it is half-open already");
+    let failed = alone.breaker.probes;
+    let changed = alone.result(Some(failed), false, now, 0.0);
+    let expected = Transition::Opened {
+        until: alone.at(10),
+        kind: Kind::Request,
+        cause: Cause::Probe,
+    };
+    assert_eq!(changed, Some(expected));
+}
+
+#[test]
+fn a_probe_that_never_ends_is_given_up() {
+    let mut alone = Alone::new(policy());
+    for _ in 0..3 {
+        alone.run(0, false, 0.0);
+    }
+    let Admit::Probe(lost) = alone.admit(5) else {
+        panic!("no probe");
+    };
+    assert_eq!(alone.admit(34), Admit::Refuse);
+    let Admit::Probe(next) = alone.admit(35) else {
+        panic!("after half a minute another may go");
+    };
+    // The lost one comes back after all: it decides nothing any more.
+    let now = alone.at(36);
+    assert_eq!(alone.result(Some(lost), false, now, 0.0), None);
+    assert_eq!(alone.admit(36), Admit::Refuse);
+    assert_eq!(alone.result(Some(next), true, now, 0.0), None);
+}
+
+#[test]
+fn a_long_stream_does_not_keep_it_half_open() {
+    let mut alone = Alone::new(policy());
+    for _ in 0..3 {
+        alone.run(0, false, 0.0);
+    }
+    for second in [5, 7] {
+        let Admit::Probe(stream) = alone.admit(second) else {
+            panic!("no probe at {second} s");
+        };
+        let now = alone.at(second);
+        alone.breaker.answered(stream, now);
+        assert_eq!(
+            alone.admit(second),
+            Admit::Refuse,
+            "its trailers may follow"
+        );
+    }
+    // Two streams have begun well and gone on for a second each.
+    let (admit, told) = alone.breaker.admit(&alone.policy, alone.start + 8 * SECOND);
+    assert_eq!((admit, told), (Admit::Pass, Some(Transition::Closed)));
+}
+
+#[test]
+fn a_refusal_to_open_is_told_again_after_a_while() {
+    let mut alone = Alone::new(policy());
+    let mut told = Vec::new();
+    for second in 0..12 {
+        let now = alone.at(second);
+        let failed = Verdict::Failure;
+        let changed =
+            alone
+                .breaker
+                .on_result(&alone.policy, Kind::Request, failed, None, now, 0.0, || {
+                    false
+                });
+        told.extend(changed.map(|_| second));
+    }
+    assert_eq!(told, [2, 7], "each recovery_timeout of 5 s");
+}

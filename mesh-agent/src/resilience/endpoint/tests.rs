@@ -193,3 +193,113 @@ fn the_maximum_holds_under_threads() {
         }
     });
 }
+
+/// What is read without the lock is what the breaker says, and `admits` tells what `admit` does.
+#[test]
+fn what_is_read_without_the_lock_is_right() {
+    let start = Instant::now();
+    let port = Port::new(2, 50);
+    let state = &port.endpoints[0];
+    let at = |ms| start + Duration::from_millis(ms);
+    assert!(state.admits(start));
+    port.fail(0, start);
+    assert_eq!(state.open_until(at(0)), Some(at(5_000)));
+    assert!(!state.admits(at(4_999)) && !state.usable(at(4_999)));
+    assert!(state.admits(at(5_000)));
+    assert_eq!(state.breaker_state(at(5_000)), BreakerState::HalfOpen);
+    let probe = port.admit(0, at(5_000)).unwrap();
+    assert_eq!(probe.transition(), Some(Transition::HalfOpen));
+    assert!(!state.admits(at(5_001)), "its probe is out");
+    assert_eq!(state.breaker_state(at(5_001)), BreakerState::HalfOpen);
+    assert_eq!(state.open_until(at(5_001)), None);
+    drop(probe);
+    assert!(state.admits(at(5_001)), "given back");
+    let probe = port.admit(0, at(5_001)).unwrap();
+    probe.answered(at(5_002));
+    assert!(!state.admits(at(5_003)) && state.admits(at(6_002)));
+    drop(probe);
+    let last = port.admit(0, at(6_003)).unwrap();
+    assert_eq!(last.request_succeeded(at(6_004)), Some(Transition::Closed));
+    assert_eq!(state.breaker_state(at(6_004)), BreakerState::Closed);
+}
+
+#[test]
+fn the_last_one_opens_at_a_hundred_percent_and_says_until_when() {
+    let now = Instant::now();
+    let port = Port::new(1, 100);
+    for _ in 0..2 {
+        let attempt = port.admit(0, now).unwrap();
+        attempt.request_failed("503 Service Unavailable", now, 0.0);
+    }
+    assert!(port.admit(0, now).is_none());
+    let until = now + Duration::from_secs(5);
+    assert_eq!(port.endpoints[0].open_until(now), Some(until));
+    let last = port.endpoints[0].last_failure().unwrap();
+    assert_eq!(&*last.error, "503 Service Unavailable");
+}
+
+#[test]
+fn a_connect_for_a_request_counts_once_and_the_request_by_itself() {
+    let now = Instant::now();
+    let port = Port::new(2, 50);
+    let connect = || port.admit(0, now).unwrap();
+    connect().failed("refused", now, 0.0);
+    // It connects, and the request fails: no second failure of the same kind.
+    let attempt = connect();
+    attempt.connected(now);
+    assert_eq!(attempt.request_failed("reset", now, 0.0), None);
+    assert_eq!(connect().failed("refused", now, 0.0), None);
+    assert!(connect().request_failed("reset", now, 0.0).is_some());
+}
+
+#[test]
+fn a_refused_ejection_is_told() {
+    let now = Instant::now();
+    let port = Port::new(1, 50);
+    let fail = || port.admit(0, now).unwrap().failed("refused", now, 0.0);
+    assert_eq!(fail(), None);
+    assert!(matches!(fail(), Some(Transition::Refused { .. })));
+    assert_eq!(fail(), None);
+}
+
+/// An active pass does not bring back what live traffic has put out, and a failed check opens no breaker.
+#[test]
+fn active_checks_and_the_breaker_are_apart() {
+    let now = Instant::now();
+    let port = Port::new(2, 50);
+    let [first, second] = &port.endpoints[..] else {
+        panic!("two");
+    };
+    port.fail(0, now);
+    assert_eq!(first.set_health(Health::Healthy), Health::Unknown);
+    assert!(!first.usable(now));
+    assert!(port.admit(0, now).is_none());
+    assert_eq!(second.set_health(Health::Unhealthy), Health::Unknown);
+    assert!(!second.usable(now));
+    assert_eq!(second.breaker_state(now), BreakerState::Closed);
+    assert_eq!(second.set_health(Health::Healthy), Health::Unhealthy);
+    assert!(second.usable(now));
+}
+
+#[test]
+fn work_is_requests_once_there_are_any() {
+    let state = EndpointState::settled();
+    let _connections = [state.acquire(None), state.acquire(None)];
+    assert_eq!(state.work(), 2);
+    let request = state.acquire_request(None);
+    assert_eq!((state.work(), state.requests_in_flight()), (1, 1));
+    assert!(state.acquire_request(Some(1)).is_none());
+    drop(request);
+    assert_eq!(state.work(), 0);
+}
+
+#[test]
+fn latency_is_remembered_and_a_failure_is_slow() {
+    let now = Instant::now();
+    let state = EndpointState::settled();
+    assert_eq!(state.load(now), None);
+    state.observe(Duration::from_millis(5), true, now);
+    let before = state.load(now).unwrap();
+    state.observe(Duration::from_millis(1), false, now);
+    assert!(state.load(now).unwrap() > before);
+}

@@ -13,3 +13,6 @@ mod limiters;
 pub use fields::Quota;
 pub use keys::RequestFacts;
 pub use limiters::{Decision, LimitCounts, Limiters, Refusal};
+
+#[cfg(test)]
+mod tests;
