@@ -14,6 +14,12 @@ use super::{
 };
 use crate::model::{Prefer, Strategy};
 
+/// How often a random draw is repeated for one that may be used: it fails once in 30 choices when 9 of 10 may not be.
+pub(super) const DRAWS: u32 = 32;
+
+/// Enough that the last one is needed by 1 choice in 5 while all ramp up at their tenth, and by none otherwise.
+const REDRAWS: u32 = 16;
+
 /// Targets of one choice, best first; each is found when it is asked for.
 #[derive(Debug)]
 pub struct Candidates<'a, T> {
@@ -40,6 +46,8 @@ pub struct Candidates<'a, T> {
     pub(super) slots: usize,
     /// Session affinity: the order from the second candidate on, worst first.
     pub(super) by_affinity: Option<Vec<usize>>,
+    /// How often slow start may still send a random choice back to draw again.
+    redraws: u32,
     /// Passed over because of slow start or load, to be yielded after all others. Indices, not positions.
     deferred: VecDeque<usize>,
 }
@@ -71,6 +79,7 @@ impl<'a, T: Target> Candidates<'a, T> {
             position: None,
             slots: 0,
             by_affinity: None,
+            redraws: REDRAWS,
             deferred: VecDeque::new(),
         };
         candidates.first_ring();
@@ -127,8 +136,8 @@ impl<'a, T: Target> Candidates<'a, T> {
         }
         let ranked = match (self.balancer.strategy, self.hash) {
             (Strategy::ConsistentHash, Some(key)) => self.by_hash(key),
-            _ if self.seen.len() >= RANKED => None,
             (Strategy::RoundRobin, _) => self.in_turn(),
+            _ if self.seen.len() >= RANKED => self.any_by_weight(),
             (Strategy::WeightedRoundRobin, _) => self
                 .group()
                 .schedule(self.targets)
@@ -148,6 +157,18 @@ impl<'a, T: Target> Candidates<'a, T> {
     fn in_turn(&mut self) -> Option<usize> {
         self.position = Some(self.group().turn());
         self.walk()
+    }
+
+    /// One of those that may be used, at random by weight, if it is found soon.
+    fn any_by_weight(&mut self) -> Option<usize> {
+        let shares = self.group().shares(self.targets);
+        for _ in 0..DRAWS {
+            let position = shares.draw(&mut self.dice)?;
+            if self.is_open(position) {
+                return Some(position);
+            }
+        }
+        None
     }
 
     /// The next that has not come up, in plain order from where this choice began.
@@ -240,6 +261,21 @@ impl<'a, T: Target> Candidates<'a, T> {
                     None => self.dice.unit(),
                 }
     }
+
+    /// A random choice that slow start rejects is drawn again among all, or the others would get more of it than their
+    /// weights say. The next in turn has that of itself, as the rejected has had its turn.
+    fn may_redraw(&mut self) -> bool {
+        let random = match self.balancer.strategy {
+            Strategy::Random | Strategy::PeakEwma => true,
+            Strategy::ConsistentHash => self.hash.is_none(),
+            Strategy::RoundRobin | Strategy::WeightedRoundRobin | Strategy::LeastConnections => {
+                false
+            }
+        };
+        let may = random && self.seen.len() < RANKED && self.redraws > 0;
+        self.redraws -= u32::from(may);
+        may
+    }
 }
 
 impl<T: Target> Iterator for Candidates<'_, T> {
@@ -254,16 +290,20 @@ impl<T: Target> Iterator for Candidates<'_, T> {
                 return self.deferred.pop_front();
             };
             let group = self.group();
-            self.seen.insert(position, group.len());
             let index = group.index(position);
-            let Some(target) = self.targets.get(index).filter(|t| self.allows(t)) else {
-                continue;
-            };
-            if self.is_ramping(target) || (self.hash.is_some() && self.is_full(target)) {
-                self.deferred.push_back(index);
+            let target = self.targets.get(index).filter(|t| self.allows(t));
+            let ramping = target.is_some_and(|t| self.is_ramping(t));
+            if ramping && self.may_redraw() {
                 continue;
             }
-            return Some(index);
+            self.seen.insert(position, group.len());
+            match target {
+                None => {}
+                Some(t) if ramping || (self.hash.is_some() && self.is_full(t)) => {
+                    self.deferred.push_back(index);
+                }
+                Some(_) => return Some(index),
+            }
         }
     }
 }

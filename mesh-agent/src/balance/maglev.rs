@@ -176,3 +176,6 @@ impl Inner {
         self.recent.truncate(RECENT);
     }
 }
+
+#[cfg(test)]
+mod tests;

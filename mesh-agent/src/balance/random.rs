@@ -24,9 +24,7 @@ impl Shares {
         let total = self.totals.last().copied().unwrap_or(0);
         // Drawing again is exact and cheap while the seen ones are light; a heavy one would make it endless.
         for _ in 0..4 {
-            let drawn = dice.below(total);
-            let index = self.totals.partition_point(|&t| t <= drawn);
-            if index < self.totals.len() && !seen.contains(index) {
+            if let Some(index) = self.draw(dice).filter(|&i| !seen.contains(i)) {
                 return Some(index);
             }
         }
@@ -40,6 +38,13 @@ impl Shares {
             drawn -= weight;
         }
         None
+    }
+
+    /// A target by weight; `None` when there is no weight.
+    pub(super) fn draw(&self, dice: &mut Dice) -> Option<usize> {
+        let drawn = dice.below(self.totals.last().copied()?);
+        let index = self.totals.partition_point(|&t| t <= drawn);
+        (index < self.totals.len()).then_some(index)
     }
 
     fn weight(&self, index: usize) -> u64 {

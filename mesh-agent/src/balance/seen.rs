@@ -1,7 +1,7 @@
 //! The targets that one choice has already yielded.
 
-/// How many candidates a choice yields by its strategy; what follows them comes in plain order, because a strategy that
-/// looked around every ejected endpoint again for each candidate would cost O(n^2).
+/// How many candidates of a ring come up by the strategy; what follows them comes at random by weight or in plain order,
+/// because a strategy that looked around every ejected endpoint again for each candidate would cost O(n^2).
 pub(super) const RANKED: usize = 8;
 
 /// A set of indices. The first [`RANKED`] need no allocation.

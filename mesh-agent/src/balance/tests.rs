@@ -7,11 +7,17 @@ use std::{
 };
 
 use proptest::prelude::{
-    Just, any, prop, prop_assert, prop_assert_eq, prop_assume, prop_oneof, proptest,
+    Just, ProptestConfig, any, prop, prop_assert, prop_assert_eq, prop_assume, prop_oneof, proptest,
 };
 use rand::{SeedableRng, rngs::StdRng};
 
 use super::*;
+
+mod consistent_hash;
+mod locality;
+mod panic;
+mod peak_ewma;
+mod slow_start;
 
 #[derive(Clone, Debug)]
 struct Host {
@@ -19,6 +25,9 @@ struct Host {
     in_flight: u32,
     key: u64,
     ramping_since: Option<Instant>,
+    latency: Option<f64>,
+    place: Place<'static>,
+    usable: Usability,
 }
 
 impl Target for Host {
@@ -34,6 +43,15 @@ impl Target for Host {
     fn ramping_since(&self) -> Option<Instant> {
         self.ramping_since
     }
+    fn latency_load(&self, _now: Instant) -> Option<f64> {
+        self.latency
+    }
+    fn place(&self) -> Place<'_> {
+        self.place
+    }
+    fn usable(&self, _now: Instant) -> Usability {
+        self.usable
+    }
 }
 
 fn hosts(weights: &[u32]) -> Vec<Host> {
@@ -45,6 +63,9 @@ fn hosts(weights: &[u32]) -> Vec<Host> {
             80,
         ))),
         ramping_since: None,
+        latency: None,
+        place: Place::default(),
+        usable: Usability::Ready,
     };
     weights.iter().enumerate().map(host).collect()
 }
@@ -88,17 +109,25 @@ impl Bench {
             affinity,
             ..Pick::at(self.now)
         };
-        self.balancer
-            .candidates(&self.hosts, pick, &mut self.rng)
-            .collect()
+        self.ask(pick).collect()
+    }
+
+    fn ask(&mut self, pick: Pick<'_>) -> Candidates<'_, Host> {
+        self.balancer.candidates(&self.hosts, pick, &mut self.rng)
+    }
+
+    /// All candidates for a key of consistent hashing.
+    fn of_key(&mut self, key: u64) -> Vec<usize> {
+        let pick = Pick {
+            hash: Some(key),
+            ..Pick::at(self.now)
+        };
+        self.ask(pick).collect()
     }
 
     /// The first candidate that `usable` lets through.
     fn choose(&mut self, usable: impl Fn(usize) -> bool) -> usize {
-        self.balancer
-            .candidates(&self.hosts, Pick::at(self.now), &mut self.rng)
-            .find(|&i| usable(i))
-            .unwrap()
+        self.ask(Pick::at(self.now)).find(|&i| usable(i)).unwrap()
     }
 
     fn repeat(&mut self, choices: usize) {
@@ -122,20 +151,23 @@ proptest! {
         strategy in prop::sample::select(&STRATEGIES[..]),
         weights in prop::collection::vec(prop_oneof![Just(0u32), 1u32..9, 1u32..2_000_000], 0..40),
         affinity in prop::option::of(any::<u64>()),
+        hash in prop::option::of(any::<u64>()),
+        in_flight in prop::collection::vec(0u32..4, 40),
         slow_start in prop::option::of(Just(Duration::from_secs(10))),
         seed: u64,
     ) {
         let now = Instant::now();
         let mut hosts = hosts(&weights);
-        for host in hosts.iter_mut().step_by(2) {
-            host.ramping_since = Some(now);
+        for (i, host) in hosts.iter_mut().enumerate() {
+            host.ramping_since = (i % 2 == 0).then_some(now);
+            host.in_flight = in_flight[i];
         }
         let policy = LoadBalancer { strategy, slow_start, ..LoadBalancer::default() };
         let mut bench = Bench::new(&policy, hosts, seed);
         bench.now = now;
         let expected: Vec<_> = (0..weights.len()).filter(|&i| weights[i] > 0).collect();
         for _ in 0..4 {
-            let mut found = bench.all(affinity);
+            let mut found: Vec<_> = bench.ask(Pick { affinity, hash, ..Pick::at(now) }).collect();
             found.sort_unstable();
             prop_assert_eq!(&found, &expected);
         }
@@ -324,42 +356,6 @@ fn a_failing_endpoint_loses_its_share_and_wins_it_back() {
 }
 
 #[test]
-fn slow_start_grows_by_time() {
-    let seconds = Duration::from_secs_f64;
-    for (elapsed, aggression, expected) in [
-        (0.0, 1.0, 0.1),
-        (0.5, 1.0, 0.1),
-        (5.0, 1.0, 0.5),
-        (2.5, 2.0, 0.5),
-        (5.0, 0.5, 0.25),
-        (10.0, 1.0, 1.0),
-        (99.0, 3.0, 1.0),
-    ] {
-        let share = slow_start_share(seconds(elapsed), seconds(10.0), aggression);
-        assert!((share - expected).abs() < 1e-9, "{elapsed} s: {share}");
-    }
-    assert_eq!(slow_start_share(Duration::ZERO, Duration::ZERO, 1.0), 1.0);
-}
-
-#[test]
-fn slow_start_thins_out_every_strategy() {
-    for strategy in STRATEGIES {
-        let policy = LoadBalancer {
-            strategy,
-            slow_start: Some(Duration::from_secs(10)),
-            ..LoadBalancer::default()
-        };
-        let mut bench = Bench::new(&policy, hosts(&[1, 1]), 5);
-        bench.hosts[0].ramping_since = Some(bench.now);
-        let young = bench.counts(4_000, |_| true)[0];
-        assert!((120..600).contains(&young), "{strategy:?}: {young}");
-        bench.now += Duration::from_secs(10);
-        let grown = bench.counts(4_000, |_| true)[0];
-        assert!((1_850..2_150).contains(&grown), "{strategy:?}: {grown}");
-    }
-}
-
-#[test]
 fn keys_do_not_depend_on_the_form_of_the_address() {
     let v4: IpAddr = "192.0.2.7".parse().unwrap();
     let mapped: IpAddr = "::ffff:192.0.2.7".parse().unwrap();
@@ -370,6 +366,14 @@ fn keys_do_not_depend_on_the_form_of_the_address() {
         endpoint_key(SocketAddr::new(v4, 80)),
         15_524_814_671_313_608_096
     );
+    // FNV-1a's own test vectors ("", "a", "foobar"), finished.
+    for (bytes, fnv) in [
+        ("", 0xcbf2_9ce4_8422_2325),
+        ("a", 0xaf63_dc4c_8601_ec8c),
+        ("foobar", 0x8594_4171_f739_67e8),
+    ] {
+        assert_eq!(hash_key(bytes.as_bytes()), key::mix(fnv));
+    }
 }
 
 /// The common case must not depend on how many endpoints there are. The quickest of 20 batches counts: on a busy machine

@@ -5,7 +5,10 @@
 
 use std::cmp::Ordering;
 
-use super::{Target, candidates::Candidates};
+use super::{
+    Target,
+    candidates::{Candidates, DRAWS},
+};
 
 /// With so few targets least connections looks at all of them instead of at two.
 const COMPARE_ALL: usize = 4;
@@ -44,8 +47,9 @@ impl<T: Target> Candidates<'_, T> {
     /// A random target that may be taken, other than `except`.
     fn any_open(&mut self, except: Option<usize>) -> Option<usize> {
         let len = self.group().len();
-        // Seldom more than one draw; the walk is for the unlucky and for when most are ejected.
-        for _ in 0..8 {
+        // Seldom more than one draw. The walk, which favours who stands behind a row of ejected ones, is for when nearly
+        // all are.
+        for _ in 0..DRAWS {
             let position = self.dice.below(len as u64) as usize;
             if Some(position) != except && self.is_open(position) {
                 return Some(position);
