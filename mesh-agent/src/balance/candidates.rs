@@ -1,7 +1,7 @@
 //! The ordered iterator of candidates: ring after ring, in each by the strategy, without those that may not be used, and
 //! those last whom slow start or bounded load passes over.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{collections::VecDeque, sync::atomic::Ordering, time::Instant};
 
 use super::{
     AGGRESSION, Balancer, Pick, Target, Usability,
@@ -35,6 +35,7 @@ pub struct Candidates<'a, T> {
     health: Option<Health>,
     worst: Option<Usability>,
     skipped: Option<Usability>,
+    panic_turned: Option<bool>,
     /// The ring at hand, and the rings that are done with or at hand, by bit.
     pub(super) ring: usize,
     tried: u8,
@@ -73,6 +74,7 @@ impl<'a, T: Target> Candidates<'a, T> {
             health: None,
             worst: None,
             skipped: None,
+            panic_turned: None,
             ring: 0,
             tried: 0,
             seen: Seen::default(),
@@ -82,6 +84,9 @@ impl<'a, T: Target> Candidates<'a, T> {
             redraws: REDRAWS,
             deferred: VecDeque::new(),
         };
+        if balancer.in_panic.load(Ordering::Relaxed) {
+            candidates.worst_allowed();
+        }
         candidates.first_ring();
         candidates
     }
@@ -90,6 +95,11 @@ impl<'a, T: Target> Candidates<'a, T> {
     /// breakers then. It is looked at when it matters: false until a target came up that is not ready.
     pub fn in_panic(&self) -> bool {
         self.worst.is_some_and(|worst| worst > Usability::Ready)
+    }
+
+    /// Panic began (true) or ended (false), and this choice is the first to know.
+    pub fn panic_turned(&mut self) -> Option<bool> {
+        self.panic_turned.take()
     }
 
     /// The best of what was left out so far: why there are no (more) candidates.
@@ -221,6 +231,11 @@ impl<'a, T: Target> Candidates<'a, T> {
             true => self.health().worst_allowed(threshold),
             false => Usability::Ready,
         };
+        let panic = worst > Usability::Ready;
+        let known = &self.balancer.in_panic;
+        if known.load(Ordering::Relaxed) != panic && known.swap(panic, Ordering::Relaxed) != panic {
+            self.panic_turned = Some(panic);
+        }
         *self.worst.insert(worst)
     }
 

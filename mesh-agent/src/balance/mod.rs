@@ -28,7 +28,10 @@ mod weighted;
 mod tests;
 
 use std::{
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -125,6 +128,8 @@ pub struct Balancer {
     targets: usize,
     /// Made when first used: most services of a large mesh are never dialled from this node.
     rings: OnceLock<Box<Rings>>,
+    /// The last choice that looked found panic.
+    in_panic: AtomicBool,
 }
 
 impl Balancer {
@@ -138,7 +143,14 @@ impl Balancer {
             seed,
             targets: targets.len(),
             rings: OnceLock::new(),
+            in_panic: AtomicBool::new(false),
         }
+    }
+
+    /// Takes the place of `previous`, so that the end of its panic is noticed.
+    pub fn follow(self, previous: &Self) -> Self {
+        let in_panic = AtomicBool::new(previous.in_panic.load(Ordering::Relaxed));
+        Self { in_panic, ..self }
     }
 
     /// The targets with weight that may be used, each once, best first. `targets` is the slice the balancer was made

@@ -111,8 +111,12 @@ impl Upstream {
             }
             None => Ejections::new(with_weight),
         };
+        let balancer = Balancer::new(&service.traffic.load_balancer, &endpoints, seed);
         Self {
-            balancer: Balancer::new(&service.traffic.load_balancer, &endpoints, seed),
+            balancer: match previous {
+                Some(previous) => balancer.follow(&previous.balancer),
+                None => balancer,
+            },
             service: Arc::clone(service),
             port: Arc::clone(port),
             endpoints,

@@ -173,6 +173,9 @@ pub(super) async fn to_service(
         }
     };
     let mut next = choice.next();
+    if let Some(on) = choice.candidates.panic_turned() {
+        shared.telemetry.panic(&upstream.service.name, on);
+    }
     while let Some(Candidate {
         index,
         attempt,

@@ -108,6 +108,26 @@ fn half_of_them_usable_is_no_panic() {
     }
 }
 
+/// Told once at each turn, its end also after endpoints changed and by a choice that meets nobody unusable.
+#[test]
+fn the_turns_of_panic_are_told_once() {
+    use Usability::{Ejected, Ready};
+    let mut bench = bench(Strategy::RoundRobin, &[Ready, Ejected, Ejected], 50);
+    let turns = |bench: &mut Bench| {
+        let turn = |_| {
+            let mut candidates = bench.ask(Pick::at(bench.now));
+            candidates.by_ref().count();
+            candidates.panic_turned()
+        };
+        (0..3).map(turn).collect::<Vec<_>>()
+    };
+    assert_eq!(turns(&mut bench), [Some(true), None, None]);
+    bench.hosts = hosts(&[1; 4]);
+    let balancer = Balancer::new(&policy(Strategy::RoundRobin), &bench.hosts, 2);
+    bench.balancer = balancer.follow(&bench.balancer);
+    assert_eq!(turns(&mut bench), [Some(false), None, None]);
+}
+
 /// A target that counts how often it is asked.
 struct Asked<'a>(Host, &'a Cell<usize>);
 

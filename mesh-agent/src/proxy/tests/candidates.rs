@@ -13,7 +13,7 @@ use crate::{
         served::{Report, Served},
         socket::Leg,
     },
-    resilience::{BreakerState, Ejections, EndpointState, ServiceState},
+    resilience::{BreakerState, Ejections, EndpointState, Health, ServiceState},
 };
 
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
@@ -322,4 +322,49 @@ async fn no_descriptors_does_not_blame_the_endpoint() {
             .all(|e| e.state.last_failure().is_none())
     );
     assert_eq!(upstream.state.connections.in_use(), 0);
+}
+
+/// Who does not pass its active checks gets no connection, unless fewer than half do: then all do, and it is said.
+#[tokio::test]
+async fn few_healthy_endpoints_are_not_left_alone() {
+    let rig = Rig::new();
+    let servers = [
+        listen().await,
+        listen().await,
+        listen().await,
+        listen().await,
+    ];
+    let addresses = servers.each_ref().map(|s| s.local_addr().unwrap());
+    let upstream = upstream(&addresses, TrafficPolicy::default());
+    let tried = async || {
+        let mut tried = std::collections::BTreeSet::new();
+        for _ in 0..8 {
+            let (connected, to) = connect(&rig, &upstream).await;
+            assert!(connected.is_ok());
+            tried.insert(to);
+        }
+        tried
+    };
+    for index in 0..2 {
+        upstream.endpoints[index]
+            .state
+            .set_health(Health::Unhealthy);
+    }
+    let healthy = addresses[2..].iter().map(ToString::to_string).collect();
+    assert_eq!(tried().await, healthy);
+    assert!(!rig.telemetry.exposition().contains("mesh_panic_mode{"));
+    upstream.endpoints[2].state.set_health(Health::Unhealthy);
+    assert_eq!(tried().await.len(), 4);
+    let panic = |on| {
+        format!(
+            "mesh_panic_mode{{destination_service_name=\"service\",destination_service_namespace=\"test\"}} {on}"
+        )
+    };
+    let metrics = rig.telemetry.exposition();
+    assert!(metrics.contains(&panic(1)), "{metrics}");
+    for endpoint in &upstream.endpoints {
+        endpoint.state.set_health(Health::Healthy);
+    }
+    assert_eq!(tried().await.len(), 4);
+    assert!(rig.telemetry.exposition().contains(&panic(0)));
 }
