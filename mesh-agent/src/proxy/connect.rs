@@ -24,8 +24,8 @@ use super::{
 use crate::{
     balance::{self, Candidates, Pick, Place, Usability},
     capture::sys::tcp::bind_address_no_port,
-    catalog::{Upstream, UpstreamEndpoint},
-    model::{HashKey, Prefer, ResourceName, SpiffeId},
+    catalog::{Snapshot, Upstream, UpstreamEndpoint},
+    model::{HashKey, Prefer, ResourceName, SpiffeId, TrafficPolicy},
     resilience::{Attempt, Permit, Transition},
     telemetry::Reason,
 };
@@ -33,6 +33,8 @@ use crate::{
 /// A connection upstream, and what it holds for as long as it lives.
 pub(super) struct Connected {
     pub(super) link: Link,
+    /// Where it leads.
+    pub(super) endpoint: SocketAddr,
     /// Of the service and of the endpoint.
     pub(super) permits: Option<[Permit; 2]>,
     /// Who dials and who was dialled, as mutual TLS proved it.
@@ -140,6 +142,22 @@ pub(super) async fn to_address(
         })
 }
 
+/// Where a workload runs, for policies that prefer near endpoints; others do not ask.
+pub(super) fn place_of<'c>(
+    catalog: &'c Snapshot,
+    pod: &dyn PodSockets,
+    policy: &TrafficPolicy,
+) -> Place<'c> {
+    if policy.load_balancer.locality.prefer == Prefer::None {
+        return Place::default();
+    }
+    let source = catalog.workload(pod.name());
+    source.map_or(Place::default(), |source| Place {
+        node: source.node.as_deref(),
+        zone: source.zone.as_deref(),
+    })
+}
+
 /// Connects to an endpoint of a service: the first candidate that its breaker and limits let through and that answers.
 pub(super) async fn to_service(
     shared: &Shared,
@@ -160,18 +178,13 @@ pub(super) async fn to_service(
     else {
         return Err(Reason::ConnectionLimit);
     };
-    let mut choice = match policy.load_balancer.locality.prefer {
-        Prefer::None => Choice::new(upstream, client.address.ip(), Place::default()),
-        _ => {
-            let catalog = shared.catalog.load();
-            let source = catalog.workload(pod.name());
-            let place = source.map_or(Place::default(), |source| Place {
-                node: source.node.as_deref(),
-                zone: source.zone.as_deref(),
-            });
-            Choice::new(upstream, client.address.ip(), place)
-        }
-    };
+    let catalog = shared.catalog.load();
+    let mut choice = Choice::new(
+        upstream,
+        client.address.ip(),
+        place_of(&catalog, pod, policy),
+    );
+    drop(catalog);
     let mut next = choice.next();
     if let Some(on) = choice.candidates.panic_turned() {
         shared.telemetry.panic(&upstream.service.name, on);
@@ -235,8 +248,29 @@ pub(super) async fn to_service(
     Err(choice.failure)
 }
 
+/// Connects to one endpoint of a service, for requests. Its breaker and limits are the caller's business.
+pub(super) async fn to_endpoint(
+    shared: &Shared,
+    pod: &dyn PodSockets,
+    address: SocketAddr,
+    service: &ResourceName,
+    client: Client,
+    deadline: Instant,
+) -> Result<Connected, Reason> {
+    reach(shared, pod, address, Some(service), client, deadline)
+        .await
+        .map_err(|failure| {
+            if failure.is_ours() {
+                tracing::warn!(workload = %pod.name(), upstream = %address, error = %failure, "cannot connect");
+            } else {
+                tracing::debug!(workload = %pod.name(), %service, upstream = %address, error = %failure, "connect failed");
+            }
+            failure.reason
+        })
+}
+
 /// Logs what became of a breaker.
-fn tell(transition: Option<Transition>, upstream: &Upstream, address: SocketAddr) {
+pub(super) fn tell(transition: Option<Transition>, upstream: &Upstream, address: SocketAddr) {
     let service = &upstream.service.name;
     match transition {
         Some(Transition::Opened { until, kind, cause }) => {
@@ -339,7 +373,7 @@ impl<'a> Choice<'a> {
 }
 
 /// When to look for another candidate: after `attempt`, and at most half of what is left.
-fn attempt_deadline(now: Instant, deadline: Instant, attempt: Duration) -> Instant {
+pub(super) fn attempt_deadline(now: Instant, deadline: Instant, attempt: Duration) -> Instant {
     let left = deadline.saturating_duration_since(now);
     now + attempt.min(left / 2)
 }
@@ -379,6 +413,7 @@ async fn reach(
         let leg = dial(pod, &shared.options, address, client).await?;
         return Ok(Connected {
             link: Link::Plain(leg),
+            endpoint: address,
             permits: None,
             principals: None,
         });
@@ -387,6 +422,7 @@ async fn reach(
     let stream = shared.tunnels.open(pod, request).await?;
     Ok(Connected {
         link: Link::Tunnel(Box::new(stream)),
+        endpoint: address,
         permits: None,
         principals: Some(principals),
     })

@@ -11,8 +11,8 @@ use mesh_common::TUNNEL_PORT;
 use crate::{
     catalog::{Snapshot, Upstream},
     model::{
-        EffectivePolicy, Enrolment, MtlsMode, OutboundMode, ResourceName, SpiffeId, TunnelProtocol,
-        Workload,
+        AppProtocol, EffectivePolicy, Enrolment, MtlsMode, OutboundMode, ResourceName, SpiffeId,
+        TunnelProtocol, Workload,
     },
     policy::{Authorizer, Facts, Verdict},
     telemetry::{Outcome, Reason, Telemetry},
@@ -56,6 +56,32 @@ fn allows_unknown(mode: &OutboundMode, dialled: IpAddr) -> bool {
         OutboundMode::Allow => true,
         OutboundMode::RegisteredOnly { exceptions } => {
             exceptions.iter().any(|net| net.contains(&dialled))
+        }
+    }
+}
+
+/// What is spoken on a port of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Speaks {
+    /// Carried as bytes: declared as something else than HTTP.
+    Opaque,
+    /// Declared, or a route is bound to it.
+    Http,
+    /// Nothing is said: the first bytes tell.
+    Detect,
+}
+
+/// Decides for the clients of a namespace. A declaration goes before a route: what is declared as TCP is not read.
+pub(crate) fn speaks(catalog: &Snapshot, upstream: &Upstream, client_namespace: &str) -> Speaks {
+    match upstream.port.app_protocol {
+        AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => Speaks::Http,
+        AppProtocol::Tcp | AppProtocol::Tls | AppProtocol::Other(_) => Speaks::Opaque,
+        AppProtocol::Undeclared => {
+            let service = &upstream.service.name;
+            match catalog.routes(client_namespace, service, upstream.port.port) {
+                Some(_) => Speaks::Http,
+                None => Speaks::Detect,
+            }
         }
     }
 }

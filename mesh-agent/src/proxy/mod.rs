@@ -144,6 +144,8 @@ struct Shared {
     copy: CopyShared,
     limits: Arc<Limits>,
     tunnels: Arc<Tunnels>,
+    /// Connections upstream on which requests go.
+    http: http::Pools<http::Body>,
     workers: Workers,
     reserve: Reserve,
 }
@@ -200,6 +202,7 @@ impl Proxy {
                     options.keepalive,
                 ),
                 telemetry,
+                http: http::Pools::new(),
                 workers: Workers::new(options.workers)?,
                 reserve: Reserve::new()?,
                 options,
@@ -249,6 +252,7 @@ impl Proxy {
         };
         join_all(all.iter().map(|s| s.stop(grace, Reason::WorkloadGone))).await;
         if !self.lock().serving.contains_key(&cookie) {
+            self.shared.http.release(cookie);
             self.shared.tunnels.release(cookie);
         }
         self.lock()

@@ -1,17 +1,24 @@
 //! A captured connection of the workload: where it was to go, and the way there.
 
-use std::{net::SocketAddr, os::fd::AsFd, sync::Arc};
+use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use mesh_common::Direction;
-use tokio::io::Interest;
+use tokio::{
+    io::Interest,
+    time::{Instant, timeout},
+};
 
 use super::{
     Shared,
     accept::{Accepted, local_address, meta},
     connect::{self, Client, Connected, Link},
-    decide::{Target, target},
+    decide::{self, Speaks, Target, target},
+    http::{
+        self, HttpVersion, ServerSettings,
+        detect::{MAX_REQUEST_LINE, Peeked, peek_protocol},
+    },
     served::{Report, Served},
-    socket::canonical,
+    socket::{Leg, canonical},
     tcp, tunnel,
 };
 use crate::telemetry::Reason;
@@ -63,28 +70,212 @@ pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Ac
             return report.finish(Reason::Internal);
         }
     };
-    // Boxed: connecting needs much and is short, while the task of an idle connection is to be small. A client that
-    // only ends its stream is still served; one that resets it does not wait any more.
-    let connected = Box::pin(async {
+    let speaks = match &target {
+        Ok(Target::Service(upstream)) => {
+            let namespace = &served.pod.name().namespace;
+            decide::speaks(&shared.catalog.load(), upstream, namespace)
+        }
+        _ => Speaks::Opaque,
+    };
+    let origin = Origin { dialled, from };
+    // Boxed: connecting and serving requests need much, while the task of an idle TCP connection is to be small.
+    let ready = match speaks {
+        Speaks::Opaque => Box::pin(opaque(&shared, &served, target, origin, client, report)).await,
+        Speaks::Http => {
+            Box::pin(http(&shared, &served, origin, client, report)).await;
+            None
+        }
+        Speaks::Detect => {
+            Box::pin(detected(&shared, &served, target, origin, client, report)).await
+        }
+    };
+    let Some(Ready {
+        client,
+        connected,
+        report,
+    }) = ready
+    else {
+        return;
+    };
+    let _permits = connected.permits;
+    match connected.link {
+        Link::Plain(leg) => tcp::run(client, leg, &shared, report).await,
+        // Boxed: a plain connection shall not pay for it.
+        Link::Tunnel(stream) => Box::pin(tunnel::run(client, *stream, &shared, report)).await,
+    }
+}
+
+/// A connection that is carried as bytes from here on.
+struct Ready {
+    client: Leg,
+    connected: Connected,
+    report: Report,
+}
+
+/// Where a connection was to go, and for whom it is dialled.
+#[derive(Clone, Copy)]
+struct Origin {
+    dialled: SocketAddr,
+    from: Client,
+}
+
+/// Connects, for a connection that is carried as bytes.
+async fn opaque(
+    shared: &Arc<Shared>,
+    served: &Arc<Served>,
+    target: Result<Target, Reason>,
+    origin: Origin,
+    client: Leg,
+    report: Report,
+) -> Option<Ready> {
+    // A client that only ends its stream is still served; one that resets it does not wait any more.
+    let connected = tokio::select! {
+        biased;
+        connected = connect(shared, served, target, origin, &report) => connected,
+        _ = client.ready(Interest::ERROR) => Err(Reason::ClientReset),
+    };
+    ready(client, connected, report)
+}
+
+fn ready(client: Leg, connected: Result<Connected, Reason>, report: Report) -> Option<Ready> {
+    match connected {
+        Ok(connected) => Some(Ready {
+            client,
+            connected,
+            report,
+        }),
+        Err(reason) => {
+            report.finish(reason);
+            None
+        }
+    }
+}
+
+/// Reads requests; nothing is connected before one has come.
+async fn http(
+    shared: &Arc<Shared>,
+    served: &Arc<Served>,
+    origin: Origin,
+    client: Leg,
+    report: Report,
+) {
+    let settings = ServerSettings::default();
+    match timeout(
+        settings.idle_timeout,
+        sniff(&client, settings.header_timeout),
+    )
+    .await
+    {
+        Ok(Peeked::Http(version)) => {
+            requests(shared, served, origin, client, report, version).await;
+        }
+        // It came, said nothing whole and went.
+        Ok(Peeked::Closed) => report.finish(Reason::ClientReset),
+        Ok(Peeked::NotHttp) => report.finish(Reason::NotHttp),
+        Ok(Peeked::Undecided) | Err(_) => report.finish(Reason::ClientTimeout),
+    }
+}
+
+/// What the client speaks, once it has begun: then it may take `patience` to show it.
+async fn sniff(client: &Leg, patience: Duration) -> Peeked {
+    if client.ready(Interest::READABLE).await.is_err() {
+        return Peeked::Closed;
+    }
+    peek_protocol(client, Instant::now() + patience, MAX_REQUEST_LINE).await
+}
+
+async fn requests(
+    shared: &Arc<Shared>,
+    served: &Arc<Served>,
+    origin: Origin,
+    client: Leg,
+    report: Report,
+    version: HttpVersion,
+) {
+    let (shared, served) = (Arc::clone(shared), Arc::clone(served));
+    let Origin { dialled, from } = origin;
+    let requests = http::Outbound::new(shared, served, report, dialled, from, version);
+    requests.run(client.into()).await;
+}
+
+/// Connects while the client's first bytes are awaited: if the server speaks first, or the client speaks something else
+/// than HTTP, the connection is carried as bytes; if it is HTTP, the connection is the first of the pool.
+async fn detected(
+    shared: &Arc<Shared>,
+    served: &Arc<Served>,
+    target: Result<Target, Reason>,
+    origin: Origin,
+    client: Leg,
+    report: Report,
+) -> Option<Ready> {
+    let service = match &target {
+        Ok(Target::Service(upstream)) => Some(Arc::clone(upstream)),
+        _ => None,
+    };
+    let mut connecting = Box::pin(connect(shared, served, target, origin, &report));
+    let mut peeking = Box::pin(sniff(&client, DETECTION));
+    let mut connected = None;
+    let peeked = loop {
         tokio::select! {
             biased;
-            connected = connect(&shared, &served, target, dialled, from, &report) => connected,
-            _ = client.ready(Interest::ERROR) => Err(Reason::ClientReset),
-        }
-    })
-    .await;
-    match connected {
-        Ok(Connected { link, permits, .. }) => {
-            let _permits = permits;
-            match link {
-                Link::Plain(leg) => tcp::run(client, leg, &shared, report).await,
-                // Boxed: a plain connection shall not pay for it.
-                Link::Tunnel(stream) => {
-                    Box::pin(tunnel::run(client, *stream, &shared, report)).await;
+            result = &mut connecting, if connected.is_none() => match result {
+                Ok(made) => connected = Some(made),
+                Err(reason) => {
+                    // An HTTP client gets an answer instead of a reset; it has sent its request by now.
+                    let peeked = timeout(LAST_LOOK, &mut peeking).await;
+                    drop((connecting, peeking));
+                    if let Ok(Peeked::Http(version)) = peeked {
+                        requests(shared, served, origin, client, report, version).await;
+                        return None;
+                    }
+                    return ready(client, Err(reason), report);
                 }
+            },
+            peeked = &mut peeking => break peeked,
+            () = spoken(&mut connected) => break Peeked::NotHttp,
+            _ = client.ready(Interest::ERROR) => {
+                drop((connecting, peeking));
+                return ready(client, Err(Reason::ClientReset), report);
             }
         }
-        Err(reason) => report.finish(reason),
+    };
+    drop(peeking);
+    if let Peeked::Http(version) = peeked {
+        drop(connecting);
+        if let (Some(connected), Some(service)) = (connected, service) {
+            http::adopt(shared, served, origin.from, version, &service, connected);
+        }
+        requests(shared, served, origin, client, report, version).await;
+        return None;
+    }
+    let result = match connected {
+        Some(connected) => Ok(connected),
+        None => tokio::select! {
+            biased;
+            result = &mut connecting => result,
+            _ = client.ready(Interest::ERROR) => Err(Reason::ClientReset),
+        },
+    };
+    drop(connecting);
+    ready(client, result, report)
+}
+
+/// How long a client of a service that cannot be reached may take to show that it speaks HTTP.
+const LAST_LOOK: Duration = Duration::from_millis(50);
+/// How long a client that has begun to speak may take to show what it speaks.
+const DETECTION: Duration = Duration::from_secs(3);
+
+/// Resolves when the server has said something, or has ended.
+async fn spoken(connected: &mut Option<Connected>) {
+    match connected.as_mut().map(|connected| &mut connected.link) {
+        Some(Link::Plain(leg)) => {
+            // An error is found by whoever carries it.
+            let _ = leg.ready(Interest::READABLE).await;
+        }
+        Some(Link::Tunnel(stream)) => {
+            let _ = std::future::poll_fn(|cx| stream.poll_peek(cx, 0)).await;
+        }
+        None => std::future::pending().await,
     }
 }
 
@@ -92,10 +283,13 @@ async fn connect(
     shared: &Shared,
     served: &Served,
     target: Result<Target, Reason>,
-    dialled: SocketAddr,
-    client: Client,
+    origin: Origin,
     report: &Report,
 ) -> Result<Connected, Reason> {
+    let Origin {
+        dialled,
+        from: client,
+    } = origin;
     let pod = served.pod.as_ref();
     match target? {
         Target::Service(upstream) => {

@@ -20,9 +20,10 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
 pub(in crate::proxy) use self::{
     cut::Cut,
-    relay::{End, Finish, Relay, Times},
+    relay::{End, Finish, Relay, Times, grpc_status},
     replay::{Attempt, Replay, Sent},
 };
+use super::pool::UpstreamBody;
 use crate::telemetry::Reason;
 
 /// A request's or a response's body.
@@ -121,6 +122,7 @@ impl BodyError {
 /// Where the frames of a body come from.
 pub(in crate::proxy) enum Source {
     Incoming(Incoming),
+    Upstream(UpstreamBody),
     #[cfg(test)]
     Script(script::Script),
 }
@@ -131,10 +133,19 @@ impl From<Incoming> for Source {
     }
 }
 
+impl From<UpstreamBody> for Source {
+    fn from(body: UpstreamBody) -> Self {
+        Self::Upstream(body)
+    }
+}
+
 impl Source {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match self {
             Self::Incoming(incoming) => Pin::new(incoming)
+                .poll_frame(cx)
+                .map_err(|error| Cut::of(&error)),
+            Self::Upstream(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map_err(|error| Cut::of(&error)),
             #[cfg(test)]
@@ -145,6 +156,7 @@ impl Source {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Incoming(incoming) => incoming.is_end_stream(),
+            Self::Upstream(body) => body.is_end_stream(),
             #[cfg(test)]
             Self::Script(script) => script.is_end_stream(),
         }
@@ -153,6 +165,7 @@ impl Source {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Incoming(incoming) => incoming.size_hint(),
+            Self::Upstream(body) => body.size_hint(),
             #[cfg(test)]
             Self::Script(script) => script.size_hint(),
         }

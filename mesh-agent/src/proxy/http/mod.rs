@@ -5,23 +5,25 @@
 //! and writes what HTTP says there, `body` streams, counts and replays, `reply` are the
 //! answers that the proxy makes itself.
 
-#[allow(dead_code, unused_imports, reason = "the pipeline follows")]
+mod attempt;
 mod body;
-#[allow(dead_code, reason = "the pipeline follows")]
-mod detect;
-#[allow(dead_code, unused_imports, reason = "the pipeline follows")]
+pub(super) mod detect;
 mod headers;
-#[allow(dead_code, reason = "the pipeline follows")]
 mod io;
-#[allow(dead_code, unused_imports, reason = "the pipeline follows")]
+mod outbound;
+mod plan;
 mod pool;
-#[allow(dead_code, reason = "the pipeline follows")]
 mod reply;
-#[allow(dead_code, reason = "the pipeline follows")]
 mod server;
 mod splice;
-#[allow(dead_code, unused_imports, reason = "the pipeline follows")]
 mod upgrade;
+
+pub(super) use self::{
+    body::Body,
+    outbound::{Outbound, adopt},
+    pool::Pools,
+    server::ServerSettings,
+};
 
 /// The versions that are spoken; HTTP/1.0 is a kind of HTTP/1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

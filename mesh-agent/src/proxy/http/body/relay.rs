@@ -265,6 +265,7 @@ impl<F: Finish + ?Sized> Drop for Relay<F> {
 
 const DEADLINE_EXCEEDED: u32 = 4;
 
-fn grpc_status(headers: &HeaderMap) -> Option<u32> {
+/// `grpc-status`, in the headers or the trailers of a response.
+pub(in crate::proxy) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }

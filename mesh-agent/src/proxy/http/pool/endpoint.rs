@@ -227,6 +227,7 @@ impl<B: RequestBody> Endpoint<B> {
             link,
             permits,
             principals,
+            ..
         } = connected;
         let plain = matches!(link, Link::Plain(_));
         let held = Held {

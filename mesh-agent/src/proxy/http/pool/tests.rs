@@ -36,6 +36,7 @@ async fn dial(address: SocketAddr) -> Result<Connected, Reason> {
         .map_err(|_| Reason::UpstreamRefused)?;
     stream.set_nodelay(true).unwrap();
     Ok(Connected {
+        endpoint: address,
         link: Link::Plain(Leg::new(stream)),
         permits: None,
         principals: None,

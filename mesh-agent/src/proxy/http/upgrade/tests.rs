@@ -65,6 +65,7 @@ impl Handler for Proxy {
         let connect = || async {
             let stream = TcpStream::connect(self.upstream).await.unwrap();
             Ok(Connected {
+                endpoint: self.upstream,
                 link: Link::Plain(Leg::new(stream)),
                 permits: None,
                 principals: None,

@@ -1,0 +1,672 @@
+//! The attempts of one request: endpoint after endpoint, until one answers or the policy says that it is enough.
+
+use std::{
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant as Clock, SystemTime},
+};
+
+use ::http::{HeaderName, HeaderValue, Request, Response, request::Parts};
+use hyper::body::Body as _;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use super::{
+    HttpVersion,
+    body::{self, Body, Replay, Times},
+    headers::{self, Hop},
+    outbound::{Destination, Outbound, Refusal},
+    plan::Plan,
+    pool::{PoolKey, SendFailed, UpstreamBody},
+    upgrade::Upgrade,
+};
+use crate::{
+    balance::{Candidates, Pick, client_key},
+    catalog::{Upstream, UpstreamEndpoint},
+    model::AppProtocol,
+    proxy::{
+        Shared,
+        connect::{self, Client, Connected},
+        decide::{self, Way},
+        served::Served,
+    },
+    resilience::{
+        Attempt, Busy, Circumstances, Next, Outcome, Permit, Pushback, Retries, ServiceState,
+        Verdict,
+    },
+    telemetry::{Reason, RequestGuard, TraceContext},
+};
+
+/// How many times an upstream has been asked, from 1.
+const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+/// Sent on with what is left of it.
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// The head of the response that the client gets, and what its stream holds on to.
+pub(super) struct Answered {
+    pub(super) response: Response<UpstreamBody>,
+    pub(super) held: Held,
+    pub(super) replay: Replay,
+    pub(super) times: Times,
+    /// Spoken with the upstream.
+    pub(super) version: HttpVersion,
+    /// Retries were wanted and there were none left.
+    pub(super) exhausted: bool,
+}
+
+/// Kept until the response has ended: what counts the request, and the attempt whose result is not known before.
+pub(super) struct Held {
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) index: usize,
+    pub(super) attempt: Option<Attempt>,
+    _permits: [Permit; 2],
+}
+
+/// One request on its way to an endpoint.
+pub(super) struct Attempts<'a> {
+    outbound: &'a Arc<Outbound>,
+    upstream: &'a Arc<Upstream>,
+    parts: Parts,
+    replay: Replay,
+    grpc: bool,
+    /// What the fields of the client's connection said.
+    hop: Hop,
+    /// It turns its connection into something else.
+    upgrade: Option<&'a Upgrade>,
+    retries: Retries<'a>,
+    times: Times,
+    hash: Option<u64>,
+    candidates: Candidates<'a, UpstreamEndpoint>,
+    /// How many the iterator has given; when it is through all it starts again.
+    looked_at: usize,
+    /// Why there was no endpoint: see [`Attempts::choose`].
+    failure: Reason,
+    count: u32,
+    connect_deadline: Option<Instant>,
+}
+
+/// An endpoint that its breaker and limits let through.
+struct Candidate {
+    index: usize,
+    attempt: Attempt,
+    permit: Permit,
+}
+
+/// How one attempt ended.
+enum Tried {
+    Answered(Response<UpstreamBody>),
+    Failed { reason: Reason, outcome: Outcome },
+}
+
+impl<'a> Attempts<'a> {
+    pub(super) fn new(
+        outbound: &'a Arc<Outbound>,
+        destination: &'a Destination,
+        plan: &'a Plan<'a>,
+        parts: Parts,
+        replay: Replay,
+        hop: Hop,
+        hash: Option<u64>,
+        upgrade: Option<&'a Upgrade>,
+    ) -> Self {
+        let upstream = &destination.upstream;
+        let now = Instant::now();
+        let grpc = headers::is_grpc(&parts.headers);
+        let client = headers::grpc_timeout(&parts.headers).map(|left| now + left);
+        Self {
+            times: Times {
+                request: plan.timeouts.request,
+                attempt: plan.timeouts.attempt,
+                client,
+                stream: plan.timeouts.max_stream.map(|most| now + most),
+                idle: plan.timeouts.idle,
+            },
+            retries: Retries::new(plan.retry.as_deref(), &parts.method),
+            candidates: candidates(outbound, upstream, hash),
+            outbound,
+            upstream,
+            parts,
+            replay,
+            grpc,
+            hop,
+            upgrade,
+            hash,
+            looked_at: 0,
+            failure: Reason::NoEndpoints,
+            count: 0,
+            connect_deadline: None,
+        }
+    }
+
+    /// Tries until there is an answer for the client.
+    pub(super) async fn run(mut self, guard: &mut RequestGuard) -> Result<Answered, Refusal> {
+        let upstream = self.upstream;
+        let policy = &upstream.service.traffic;
+        let state = &upstream.state;
+        state.budget.request(now());
+        let wait = || sleep(ServiceState::pending_timeout(&policy.limits));
+        let mut service_permit = Some(
+            state
+                .acquire_request(&policy.limits, wait)
+                .await
+                .map_err(busy)?,
+        );
+        let mut next = self.choose();
+        if next.is_none() && self.failure == Reason::RequestLimit {
+            next = state
+                .acquire_place(&policy.limits, wait, || self.choose())
+                .await
+                .map_err(busy)
+                .map(Some)?;
+        }
+        let mut fresh = false;
+        loop {
+            let Some(Candidate {
+                index,
+                attempt,
+                permit,
+            }) = next.take()
+            else {
+                return Err(self.nobody());
+            };
+            self.count += 1;
+            let begun = now();
+            self.outbound.tell(upstream, index, attempt.transition());
+            let tried = self.attempt(index, fresh, guard).await;
+            let endpoint = &upstream.endpoints[index];
+            let (outcome, reason) = match &tried {
+                Tried::Answered(response) => (self.answered(response), Reason::Completed),
+                Tried::Failed { reason, outcome } => (*outcome, *reason),
+            };
+            guard.attempt_ended(match &tried {
+                Tried::Answered(response) => Ok(response.status()),
+                Tried::Failed { reason, .. } => Err(*reason),
+            });
+            let verdict = match &tried {
+                Tried::Answered(response) => match outcome {
+                    // Known at the end of its stream.
+                    Outcome::Answered { grpc: None, .. } if self.grpc => None,
+                    Outcome::Answered { grpc, .. } => {
+                        Some(Verdict::of_answer(response.status(), self.grpc, grpc))
+                    }
+                    _ => None,
+                },
+                Tried::Failed { reason, .. } => Verdict::of_reason(*reason),
+            };
+            let mut attempt = Some(attempt);
+            if let Some(verdict) = verdict
+                && let Some(attempt) = attempt.take_if(|_| outcome != Outcome::NotConnected)
+            {
+                self.outbound
+                    .verdict(upstream, index, attempt, verdict, reason);
+            } else if outcome == Outcome::NotConnected
+                && !connect::is_ours(reason)
+                && let Some(attempt) = attempt.take()
+            {
+                let transition = attempt.failed(reason.as_str(), now(), rand::random());
+                self.outbound.tell(upstream, index, transition);
+            }
+            if outcome != Outcome::NotConnected {
+                endpoint.state.observe(
+                    begun.elapsed(),
+                    verdict.is_none_or(|verdict| verdict == Verdict::Success),
+                    now(),
+                );
+            }
+            upstream.balancer.report(
+                index,
+                verdict.is_none_or(|verdict| verdict == Verdict::Success),
+            );
+            let another = self.looked_at < upstream.endpoints.len();
+            let about = Circumstances {
+                can_replay: !self.upgrades_sent(&outcome) && self.replay.can_replay(),
+                another,
+                left: self.left(),
+                now: now(),
+                random: rand::random(),
+            };
+            let decided = if connect::is_ours(reason) || connect::is_verdict(reason) {
+                Next::Pass
+            } else {
+                self.retries
+                    .next(&outcome, &about, &state.budget, &policy.retry_budget)
+            };
+            fresh = false;
+            match decided {
+                Next::Pass | Next::Exhausted => {
+                    let exhausted = decided == Next::Exhausted;
+                    return match tried {
+                        Tried::Answered(response) => {
+                            self.replay.settle();
+                            let version = self.version();
+                            let Some(service_permit) = service_permit.take() else {
+                                return Err(Reason::Internal.into());
+                            };
+                            Ok(Answered {
+                                response,
+                                held: Held {
+                                    upstream: Arc::clone(upstream),
+                                    index,
+                                    attempt,
+                                    _permits: [service_permit, permit],
+                                },
+                                replay: self.replay,
+                                times: self.times,
+                                version,
+                                exhausted,
+                            })
+                        }
+                        Tried::Failed { reason, .. } => Err(reason.into()),
+                    };
+                }
+                Next::BudgetEmpty => {
+                    drop(tried);
+                    return Err(Refusal::after(Reason::RetryBudget, Duration::from_secs(1)));
+                }
+                Next::FreshConnection => {
+                    fresh = true;
+                    let breaker = policy.breaker.as_ref();
+                    let again = endpoint.state.admit(breaker, &upstream.ejections, now());
+                    next = again.map(|attempt| Candidate {
+                        index,
+                        attempt,
+                        permit,
+                    });
+                    if next.is_none() {
+                        next = self.choose();
+                    }
+                }
+                Next::NextEndpoint => next = self.choose(),
+                Next::After(wait) => {
+                    drop(tried);
+                    drop(permit);
+                    self.pause(wait).await?;
+                    next = self.choose().or_else(|| {
+                        self.begin_again();
+                        self.choose()
+                    });
+                }
+            }
+            if let Some(client) = self.replay.client_failed() {
+                return Err(client.into());
+            }
+        }
+    }
+
+    /// The next endpoint that may be tried.
+    fn choose(&mut self) -> Option<Candidate> {
+        let upstream = self.upstream;
+        let policy = &upstream.service.traffic;
+        while let Some(index) = self.candidates.next() {
+            self.looked_at += 1;
+            let state = &upstream.endpoints[index].state;
+            let breaker = policy.breaker.as_ref();
+            let admitted = state.admit(breaker, &upstream.ejections, now());
+            let admitted = match admitted {
+                None if self.candidates.in_panic() => {
+                    Some(state.admit_in_panic(breaker, &upstream.ejections))
+                }
+                admitted => admitted,
+            };
+            let Some(attempt) = admitted else {
+                if self.failure == Reason::NoEndpoints {
+                    self.failure = Reason::BreakerOpen;
+                }
+                continue;
+            };
+            let Some(permit) = state.acquire_request(policy.limits.max_requests_per_endpoint)
+            else {
+                if matches!(self.failure, Reason::NoEndpoints | Reason::BreakerOpen) {
+                    self.failure = Reason::RequestLimit;
+                }
+                continue;
+            };
+            return Some(Candidate {
+                index,
+                attempt,
+                permit,
+            });
+        }
+        None
+    }
+
+    /// All were looked at: a retry may go to one that failed before.
+    fn begin_again(&mut self) {
+        self.candidates = candidates(self.outbound, self.upstream, self.hash);
+        self.looked_at = 0;
+    }
+
+    fn nobody(&self) -> Refusal {
+        match self.failure {
+            Reason::BreakerOpen => {
+                let until = self.upstream.open_until(now());
+                let wait = until.map_or(Duration::from_secs(1), |until| {
+                    until.saturating_duration_since(now())
+                });
+                Refusal::after(Reason::BreakerOpen, wait)
+            }
+            Reason::RequestLimit => Refusal::after(Reason::RequestLimit, Duration::from_secs(1)),
+            reason => reason.into(),
+        }
+    }
+
+    fn upgrades_sent(&self, outcome: &Outcome) -> bool {
+        self.upgrade.is_some() && matches!(outcome, Outcome::Answered { .. })
+    }
+
+    async fn attempt(&mut self, index: usize, fresh: bool, guard: &mut RequestGuard) -> Tried {
+        let outbound = self.outbound;
+        let endpoint = &self.upstream.endpoints[index].endpoint;
+        let trace = guard.attempt(endpoint.address, endpoint.workload.as_ref());
+        let not_connected = |reason| Tried::Failed {
+            reason,
+            outcome: Outcome::NotConnected,
+        };
+        let (key, http) = match self.key(index) {
+            Ok(key) => key,
+            Err(reason) => return not_connected(reason),
+        };
+        let policy = &self.upstream.service.traffic;
+        let options = &outbound.shared.options;
+        let total = policy.connect_timeout.unwrap_or(options.connect_timeout);
+        let deadline = *self
+            .connect_deadline
+            .get_or_insert_with(|| Instant::now() + total);
+        let another = self.looked_at < self.upstream.endpoints.len();
+        let soon = if another {
+            connect::attempt_deadline(Instant::now(), deadline, options.attempt_timeout)
+        } else {
+            deadline
+        };
+        let connecting = outbound
+            .shared
+            .http
+            .checkout(&key, &policy.pool, fresh, || {
+                connect(outbound, self.upstream, index, soon)
+            });
+        let checkout = {
+            let connecting = timeout_at(soon, connecting);
+            let late = clock(&self.replay, &self.times);
+            tokio::select! {
+                biased;
+                connected = connecting => match connected {
+                    Ok(Ok(checkout)) => checkout,
+                    Ok(Err(reason)) => return not_connected(reason),
+                    Err(_) => return not_connected(Reason::UpstreamTimeout),
+                },
+                reason = late => return Tried::Failed { reason, outcome: Outcome::Final },
+            }
+        };
+        self.connect_deadline = None;
+        guard.attempt_connected();
+        if let Some((source, destination)) = checkout.principals() {
+            guard.set_security(Some(source), Some(destination));
+        }
+        let reused = checkout.is_reused();
+        let Some(body) = self.replay.next() else {
+            return Tried::Failed {
+                reason: self.replay.client_failed().unwrap_or(Reason::ClientReset),
+                outcome: Outcome::Final,
+            };
+        };
+        let request = self.request(http, body, &trace);
+        let sending = checkout.send(request);
+        let sent = if self.times.request.is_none()
+            && self.times.attempt.is_none()
+            && self.times.client.is_none()
+        {
+            sending.await
+        } else {
+            tokio::select! {
+                biased;
+                sent = sending => sent,
+                reason = clock(&self.replay, &self.times) => {
+                    let outcome = match reason {
+                        Reason::AttemptTimeout => Outcome::TimedOut,
+                        _ => Outcome::Final,
+                    };
+                    return Tried::Failed { reason, outcome };
+                }
+            }
+        };
+        match sent {
+            Ok(response) => Tried::Answered(response),
+            Err(failed) => self.broken(&failed, reused),
+        }
+    }
+
+    fn broken(&self, failed: &SendFailed<Body>, reused: bool) -> Tried {
+        if let Some(reason) = self.replay.client_failed() {
+            return Tried::Failed {
+                reason,
+                outcome: Outcome::Final,
+            };
+        }
+        let outcome = match failed.refused_stream {
+            true => Outcome::StreamRefused,
+            false => Outcome::Broken {
+                idle: reused,
+                nothing_sent: failed.nothing_sent,
+            },
+        };
+        Tried::Failed {
+            reason: failed.reason,
+            outcome,
+        }
+    }
+
+    /// What an answer means for retries.
+    fn answered(&self, response: &Response<UpstreamBody>) -> Outcome {
+        let fields = response.headers();
+        let pushback = match headers::pushback(fields) {
+            Some(headers::Pushback::After(wait)) => Some(Pushback::Exactly(wait)),
+            Some(headers::Pushback::Never) => Some(Pushback::Never),
+            None => headers::retry_after(fields, SystemTime::now()).map(Pushback::Least),
+        };
+        Outcome::Answered {
+            status: response.status(),
+            grpc: if self.grpc {
+                body::grpc_status(fields)
+            } else {
+                None
+            },
+            pushback,
+        }
+    }
+
+    /// Until the request's deadline.
+    fn left(&self) -> Option<Duration> {
+        let (at, _) = deadline(&self.replay, &self.times)?;
+        Some(at.saturating_duration_since(Instant::now()))
+    }
+
+    async fn pause(&self, wait: Duration) -> Result<(), Refusal> {
+        let times = Times {
+            attempt: None,
+            ..self.times
+        };
+        tokio::select! {
+            () = sleep(wait) => Ok(()),
+            reason = clock(&self.replay, &times) => Err(reason.into()),
+        }
+    }
+
+    /// What the backend's port declares, else what the client speaks.
+    fn version(&self) -> HttpVersion {
+        match self.upstream.port.app_protocol {
+            AppProtocol::Http2 | AppProtocol::Grpc => HttpVersion::Http2,
+            _ => self.outbound.version,
+        }
+    }
+
+    /// Which connections the attempt may take, and the version that is spoken on them.
+    fn key(&self, index: usize) -> Result<(PoolKey, HttpVersion), Reason> {
+        let http = self.version();
+        let address = self.upstream.endpoints[index].endpoint.address;
+        let key = key(
+            &self.outbound.shared,
+            &self.outbound.served,
+            self.outbound.client,
+            http,
+            address,
+        )?;
+        Ok((key, http))
+    }
+
+    /// The request as this attempt sends it.
+    fn request(&self, http: HttpVersion, body: Body, trace: &TraceContext) -> Request<Body> {
+        let mut parts = self.parts.clone();
+        parts
+            .headers
+            .insert(ATTEMPT_COUNT, HeaderValue::from(self.count));
+        trace.inject(&mut parts.headers);
+        if let Some(client) = self.times.client {
+            let left = client.saturating_duration_since(Instant::now());
+            parts
+                .headers
+                .insert(GRPC_TIMEOUT, headers::format_grpc_timeout(left));
+        }
+        let streamed = !body.is_end_stream() && body.size_hint().exact().is_none();
+        headers::for_upstream(
+            &mut parts,
+            http,
+            &self.hop,
+            &self.outbound.fallback,
+            streamed,
+        );
+        if let Some(upgrade) = self.upgrade {
+            upgrade.ask(&mut parts, http);
+        }
+        Request::from_parts(parts, body)
+    }
+}
+
+/// Which connections requests of a workload to an endpoint may take.
+pub(super) fn key(
+    shared: &Shared,
+    served: &Served,
+    client: Client,
+    version: HttpVersion,
+    endpoint: SocketAddr,
+) -> Result<PoolKey, Reason> {
+    let catalog = &shared.catalog;
+    let way = decide::way(&catalog.load(), |name| catalog.is_captured(name), endpoint)?;
+    Ok(PoolKey {
+        pod: served.pod.cookie(),
+        endpoint,
+        source: client.chosen.then(|| client.address.ip()),
+        version,
+        identity: match way {
+            Way::Plain => None,
+            Way::Tunnel { expected, .. } => Some(expected),
+        },
+    })
+}
+
+fn busy(busy: Busy) -> Refusal {
+    let reason = match busy {
+        Busy::Limit => Reason::RequestLimit,
+        Busy::QueueFull | Busy::TimedOut => Reason::PendingLimit,
+    };
+    Refusal::after(reason, Duration::from_secs(1))
+}
+
+fn candidates<'a>(
+    outbound: &Outbound,
+    upstream: &'a Upstream,
+    hash: Option<u64>,
+) -> Candidates<'a, UpstreamEndpoint> {
+    let affinity = upstream.service.client_ip_affinity;
+    let policy = &upstream.service.traffic;
+    let catalog = outbound.shared.catalog.load();
+    let pick = Pick {
+        affinity: affinity.then(|| client_key(outbound.client.address.ip())),
+        hash,
+        client: connect::place_of(&catalog, outbound.served.pod.as_ref(), policy),
+        may_panic: policy
+            .breaker
+            .as_ref()
+            .is_none_or(|breaker| breaker.max_ejection_percent < 100),
+        now: now(),
+    };
+    upstream
+        .balancer
+        .candidates(&upstream.endpoints, pick, &mut rand::rng())
+}
+
+/// Makes a connection to an endpoint, within the limits.
+async fn connect(
+    outbound: &Outbound,
+    upstream: &Upstream,
+    index: usize,
+    deadline: Instant,
+) -> Result<Connected, Reason> {
+    let policy = &upstream.service.traffic;
+    let endpoint = &upstream.endpoints[index];
+    let service = upstream
+        .state
+        .connections
+        .acquire(policy.limits.max_connections);
+    let own = endpoint
+        .state
+        .acquire(policy.limits.max_connections_per_endpoint);
+    let (Some(service), Some(own)) = (service, own) else {
+        return Err(Reason::ConnectionLimit);
+    };
+    let mut connected = connect::to_endpoint(
+        &outbound.shared,
+        outbound.served.pod.as_ref(),
+        endpoint.endpoint.address,
+        &upstream.service.name,
+        outbound.client,
+        deadline,
+    )
+    .await?;
+    connected.permits = Some([service, own]);
+    Ok(connected)
+}
+
+/// The next deadline, as far as it runs already.
+fn deadline(replay: &Replay, times: &Times) -> Option<(Instant, Reason)> {
+    let sent = replay.sent();
+    let request = times
+        .request
+        .and_then(|wait| Some(sent.first_handed()? + wait));
+    let attempt = times.attempt.and_then(|wait| Some(sent.handed()? + wait));
+    [
+        (request, Reason::RequestTimeout),
+        (times.client, Reason::DeadlineExceeded),
+        (attempt, Reason::AttemptTimeout),
+    ]
+    .into_iter()
+    .filter_map(|(at, reason)| Some((at?, reason)))
+    .min_by_key(|(at, _)| *at)
+}
+
+/// Resolves when a deadline has passed; those that run from the end of the request start when it has gone out.
+async fn clock(replay: &Replay, times: &Times) -> Reason {
+    let mut flushed = pin!(replay.flushed());
+    let mut waits = true;
+    loop {
+        let next = deadline(replay, times);
+        let passed = async {
+            match next {
+                Some((at, reason)) => {
+                    sleep_until(at).await;
+                    reason
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = &mut flushed, if waits => waits = false,
+            reason = passed => return reason,
+        }
+    }
+}
+
+/// The clock of `balance` and `resilience`, which follows tokio's in tests with paused time.
+fn now() -> Clock {
+    Instant::now().into_std()
+}
