@@ -4,10 +4,13 @@
 //! down, watched to its end; `cut` says what it means when a stream breaks off.
 
 mod cut;
+mod expect;
 mod relay;
 mod replay;
 #[cfg(test)]
 mod script;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt,
@@ -20,7 +23,8 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
 pub(in crate::proxy) use self::{
     cut::Cut,
-    relay::{End, Finish, Relay, Times, grpc_status},
+    expect::pass_expectation,
+    relay::{End, Finish, Relay, Timed, Times, grpc_status},
     replay::{Attempt, Replay, Sent},
 };
 use super::pool::UpstreamBody;
@@ -37,6 +41,8 @@ pub(in crate::proxy) enum Body {
     Attempt(Attempt),
     /// An upstream's response.
     Relay(Box<Relay<dyn Finish>>),
+    /// An upstream's response that must end in time.
+    Timed(Timed),
 }
 
 impl Body {
@@ -56,7 +62,7 @@ impl fmt::Debug for Body {
             Self::Empty => "Empty",
             Self::Fixed(_) => "Fixed",
             Self::Attempt(_) => "Attempt",
-            Self::Relay(_) => "Relay",
+            Self::Relay(_) | Self::Timed(_) => "Relay",
         };
         f.debug_tuple("Body").field(&kind).finish()
     }
@@ -78,6 +84,7 @@ impl HttpBody for Body {
             }
             Self::Attempt(attempt) => attempt.poll_frame(cx),
             Self::Relay(relay) => relay.poll_frame(cx),
+            Self::Timed(relay) => relay.poll_frame(cx),
         }
     }
 
@@ -87,6 +94,7 @@ impl HttpBody for Body {
             Self::Fixed(bytes) => bytes.is_empty(),
             Self::Attempt(attempt) => attempt.is_end_stream(),
             Self::Relay(relay) => relay.is_end_stream(),
+            Self::Timed(relay) => relay.is_end_stream(),
         }
     }
 
@@ -96,6 +104,7 @@ impl HttpBody for Body {
             Self::Fixed(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Attempt(attempt) => attempt.size_hint(),
             Self::Relay(relay) => relay.size_hint(),
+            Self::Timed(relay) => relay.size_hint(),
         }
     }
 }

@@ -176,3 +176,6 @@ async fn peek(stream: &TcpStream, bound: usize) -> Peeked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,11 +3,11 @@
 use std::{fmt::Write as _, time::Duration};
 
 use ::http::{
-    HeaderValue, Response, StatusCode,
-    header::{CONTENT_TYPE, RETRY_AFTER},
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER},
 };
 
-use super::body::Body;
+use super::{body::Body, headers::Refusal};
 use crate::telemetry::Reason;
 
 /// What an answer says beside its reason.
@@ -167,11 +167,65 @@ pub(in crate::proxy) fn reply(reason: Reason, about: &About<'_>) -> Response<Bod
         headers.insert("proxy-status", value);
     }
     if let Some(wait) = about.retry_after {
-        // Whole seconds, rounded up: who comes when he was told to must not be refused again.
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds_up(wait).max(1)));
     }
     response
+}
+
+/// The answer to a request that is never sent on. It closes an HTTP/1 connection: what follows may be another request in
+/// disguise.
+pub(in crate::proxy) fn refused(
+    refusal: Refusal,
+    version: Version,
+    about: &About<'_>,
+) -> Response<Body> {
+    let about = About {
+        detail: refusal.detail(),
+        ..*about
+    };
+    let mut response = reply(refusal.reason(), &about);
+    if refusal == Refusal::UriTooLong && !about.grpc {
+        *response.status_mut() = StatusCode::URI_TOO_LONG;
+    }
+    if version != Version::HTTP_2 {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// What is left of a rate limit (draft-ietf-httpapi-ratelimit-headers-10).
+#[derive(Clone, Copy, Debug)]
+pub(in crate::proxy) struct Quota<'a> {
+    pub(in crate::proxy) name: &'a str,
+    pub(in crate::proxy) requests: u32,
+    pub(in crate::proxy) per: Duration,
+    pub(in crate::proxy) remaining: u32,
+    /// Until there is more.
+    pub(in crate::proxy) reset: Duration,
+}
+
+impl Quota<'_> {
+    /// Adds `RateLimit-Policy` and `RateLimit`.
+    pub(in crate::proxy) fn write(&self, headers: &mut HeaderMap) {
+        const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+        const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+        let mut name = String::with_capacity(48);
+        quoted(&mut name, self.name);
+        let window = seconds_up(self.per);
+        let policy = format!("{name};q={};w={window}", self.requests);
+        let limit = format!("{name};r={};t={}", self.remaining, seconds_up(self.reset));
+        if let (Some(policy), Some(limit)) = (value(&policy), value(&limit)) {
+            headers.append(POLICY, policy);
+            headers.append(LIMIT, limit);
+        }
+    }
+}
+
+/// Whole seconds, rounded up: who comes when he was told to must not be refused again.
+fn seconds_up(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 /// `mesh-agent on n1: no_endpoints: The service has ... (detail)`
@@ -182,7 +236,7 @@ fn sentence(reason: Reason, about: &About<'_>) -> String {
     let _ = write!(text, ": {}: {}", reason.as_str(), reason.explain());
     if !about.detail.is_empty() {
         text.push_str(" (");
-        escape(&mut text, about.detail);
+        escape(&mut text, bounded(about.detail));
         text.push(')');
     }
     text
@@ -197,10 +251,19 @@ fn proxy_status(reason: Reason, error: &str, about: &About<'_>) -> String {
     details.push_str(reason.as_str());
     if !about.detail.is_empty() {
         details.push_str(": ");
-        details.push_str(about.detail);
+        details.push_str(bounded(about.detail));
     }
     quoted(&mut text, &details);
     text
+}
+
+/// As much of a detail as fits a header.
+fn bounded(detail: &str) -> &str {
+    const MOST: usize = 256;
+    match detail.char_indices().nth(MOST) {
+        Some((end, _)) => &detail[..end],
+        None => detail,
+    }
 }
 
 /// A string of structured fields (RFC 9651 section 3.3.3).
@@ -245,3 +308,6 @@ fn percent_encode(text: &str) -> String {
 fn value(text: &str) -> Option<HeaderValue> {
     HeaderValue::from_str(text).ok()
 }
+
+#[cfg(test)]
+mod tests;

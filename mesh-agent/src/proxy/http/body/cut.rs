@@ -64,8 +64,7 @@ impl Cut {
                 h2::Reason::INTERNAL_ERROR
             }
             Self::Stream(code) => code,
-            Self::Connection => h2::Reason::CANCEL,
-            Self::Protocol => h2::Reason::INTERNAL_ERROR,
+            Self::Connection | Self::Protocol => h2::Reason::INTERNAL_ERROR,
         }
     }
 }

@@ -1,10 +1,11 @@
 //! An upstream's response on its way to the client, watched to its end.
 //!
-//! Counts bytes, reads grpc-status out of the trailers, and keeps the deadlines of the request. Whatever happens, its
-//! [`Finish`] hears of the end exactly once: also when the client goes away and hyper drops the body.
+//! Counts bytes and reads grpc-status out of the trailers; `timed` keeps the deadlines of the request. Whatever happens,
+//! its [`Finish`] hears of the end exactly once: also when the client goes away and hyper drops the body.
+
+mod timed;
 
 use std::{
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -13,8 +14,9 @@ use std::{
 use ::http::{HeaderMap, HeaderValue, StatusCode, response};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
+pub(in crate::proxy) use self::timed::Timed;
 use super::{Body, BodyError, Sent, Source};
 use crate::telemetry::{Reason, RequestBytes};
 
@@ -71,7 +73,6 @@ pub(in crate::proxy) struct Relay<F: Finish + ?Sized> {
     bytes: Arc<RequestBytes>,
     sent: Sent,
     times: Times,
-    clock: Option<Pin<Box<Sleep>>>,
     moved: Instant,
     /// The request was gRPC and so is the answer: it must end with a status.
     grpc: bool,
@@ -96,7 +97,6 @@ impl<F: Finish + 'static> Relay<F> {
             bytes,
             sent,
             times,
-            clock: None,
             moved: Instant::now(),
             // Clients of gRPC read another HTTP status instead of a grpc-status.
             grpc: grpc && head.status == StatusCode::OK,
@@ -109,7 +109,11 @@ impl<F: Finish + 'static> Relay<F> {
             relay.complete();
             return Body::Empty;
         }
-        Body::Relay(Box::new(relay))
+        if times.any() {
+            Body::Timed(Timed::start(Box::new(relay)))
+        } else {
+            Body::Relay(Box::new(relay))
+        }
     }
 }
 
@@ -118,44 +122,36 @@ impl<F: Finish + ?Sized> Relay<F> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self;
-        let Some(source) = &mut this.source else {
+        let Some(source) = &mut self.source else {
             return Poll::Ready(None);
         };
         match source.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                if this.times.idle.is_some() {
-                    this.moved = Instant::now();
+                if self.times.idle.is_some() {
+                    self.moved = Instant::now();
                 }
                 let ended = source.is_end_stream();
                 if let Some(data) = frame.data_ref() {
-                    this.bytes.add_response(data.len() as u64);
+                    self.bytes.add_response(data.len() as u64);
                     if ended {
-                        this.complete();
+                        self.complete();
                     }
                 } else if let Some(trailers) = frame.trailers_ref() {
-                    this.grpc_status = grpc_status(trailers).or(this.grpc_status);
-                    this.complete();
+                    self.grpc_status = grpc_status(trailers).or(self.grpc_status);
+                    self.complete();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(cut))) => {
                 let reason = cut.of_upstream();
-                this.end(reason, false);
+                self.end(reason, false);
                 Poll::Ready(Some(Err(BodyError::new(reason, cut.code()))))
             }
             Poll::Ready(None) => {
-                this.complete();
+                self.complete();
                 Poll::Ready(None)
             }
-            Poll::Pending => {
-                if this.times.any()
-                    && let Poll::Ready(reason) = this.poll_clock(cx)
-                {
-                    return Poll::Ready(Some(this.expire(reason)));
-                }
-                Poll::Pending
-            }
+            Poll::Pending => Poll::Pending,
         }
     }
 
@@ -194,40 +190,23 @@ impl<F: Finish + ?Sized> Relay<F> {
         .min_by_key(|(at, _)| *at)
     }
 
-    fn poll_clock(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
-        // Only while the request is still going out; it arms what runs from there.
-        let _ = self.sent.poll_handed(cx);
-        loop {
-            let Some((at, reason)) = self.next_deadline() else {
-                return Poll::Pending;
-            };
-            let clock = self.clock.get_or_insert_with(|| Box::pin(sleep_until(at)));
-            // Not reset for each frame: when it fires too early it is set anew.
-            if clock.deadline() > at {
-                clock.as_mut().reset(at);
-            }
-            if clock.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if at <= Instant::now() {
-                return Poll::Ready(reason);
-            }
-            clock.as_mut().reset(at);
-        }
-    }
-
-    /// A deadline has passed.
-    fn expire(&mut self, reason: Reason) -> Result<Frame<Bytes>, BodyError> {
+    /// A deadline has passed: lets the upstream go. What the client gets for it is [`Self::farewell`].
+    fn expire(&mut self, reason: Reason) {
         if self.grpc {
             self.grpc_status = Some(DEADLINE_EXCEEDED);
-            self.end(reason, false);
-            let mut trailers = HeaderMap::with_capacity(2);
-            trailers.insert("grpc-status", HeaderValue::from(DEADLINE_EXCEEDED));
-            trailers.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
-            return Ok(Frame::trailers(trailers));
         }
         self.end(reason, false);
-        Err(BodyError::new(reason, h2::Reason::CANCEL))
+    }
+
+    /// The last frame after a deadline. HTTP/1 and HTTP/2 have only the cut to say it with, gRPC has trailers.
+    fn farewell(&self, reason: Reason) -> Result<Frame<Bytes>, BodyError> {
+        if !self.grpc {
+            return Err(BodyError::new(reason, h2::Reason::CANCEL));
+        }
+        let mut trailers = HeaderMap::with_capacity(2);
+        trailers.insert("grpc-status", HeaderValue::from(DEADLINE_EXCEEDED));
+        trailers.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
+        Ok(Frame::trailers(trailers))
     }
 
     /// The upstream has sent everything.
@@ -247,7 +226,6 @@ impl<F: Finish + ?Sized> Relay<F> {
         }
         // Before the report, so that what is reported as over holds no connection and no permit.
         self.source = None;
-        self.clock = None;
         self.sent.close();
         self.finish.finish(End {
             reason,

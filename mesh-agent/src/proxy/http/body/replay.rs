@@ -168,7 +168,7 @@ impl Replay {
         poll_fn(|cx| sent.poll_handed(cx)).await;
     }
 
-    /// Waits until the client has sent nothing, and the upstream taken nothing, for `limit`.
+    /// Waits until nothing of the body has moved for `limit`.
     pub(in crate::proxy) async fn idle(&self, limit: Duration) {
         let sent = self.sent();
         loop {
@@ -256,6 +256,7 @@ impl Sent {
                 state.failed = Some((Reason::Completed, h2::Reason::NO_ERROR));
             }
             wake(&mut state.running);
+            state.watching = None;
             drop(state);
             drop(source);
         }
@@ -539,6 +540,15 @@ impl Attempt {
             Some(length) => SizeHint::with_exact(length.saturating_sub(state.sent)),
             None => SizeHint::default(),
         }
+    }
+}
+
+#[cfg(test)]
+impl Attempt {
+    /// Bytes that are held in memory.
+    pub(super) fn kept(&self) -> usize {
+        let state = self.shared.lock();
+        state.kept.iter().map(Bytes::len).sum::<usize>() + state.tail.len()
     }
 }
 
