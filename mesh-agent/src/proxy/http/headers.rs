@@ -6,6 +6,7 @@
 mod cookie;
 mod grpc;
 mod hop;
+mod raw;
 mod refuse;
 mod retry;
 mod wire;
@@ -16,6 +17,7 @@ pub(in crate::proxy) use self::{
     cookie::{cookie, set_cookie},
     grpc::{format_grpc_timeout, grpc_timeout, is_grpc, reduce_grpc_timeout},
     hop::{Hop, strip_hop_by_hop},
+    raw::{BAD_CHUNK, Doubts, Heads},
     refuse::{Refusal, refuse},
     retry::{Pushback, pushback, retry_after},
     wire::{authority, canonical, for_upstream, keep_handshake},
@@ -68,3 +70,6 @@ fn uuid(random: u128) -> HeaderValue {
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -153,8 +153,8 @@ where
                 .auto_date_header(false)
                 .header_read_timeout(None)
                 .max_headers(settings.max_headers)
-                .max_buf_size(settings.max_header_bytes.max(8192))
-                .pipeline_flush(true);
+                // Not pipeline_flush: with it hyper's own refusals are never sent.
+                .max_buf_size(settings.max_header_bytes.max(8192));
             drive!(builder.serve_connection(io, service).with_upgrades())
         }
         HttpVersion::Http2 => {
