@@ -154,9 +154,14 @@ impl Source {
             Self::Incoming(incoming) => Pin::new(incoming)
                 .poll_frame(cx)
                 .map_err(|error| Cut::of(&error)),
-            Self::Upstream(body) => Pin::new(body)
-                .poll_frame(cx)
-                .map_err(|error| Cut::of(&error)),
+            Self::Upstream(body) => {
+                Pin::new(body)
+                    .poll_frame(cx)
+                    .map_err(|error| match Cut::of(&error) {
+                        Cut::Connection => Cut::Lost(error.reason),
+                        known => known,
+                    })
+            }
             #[cfg(test)]
             Self::Script(script) => script.poll_frame(cx),
         }

@@ -11,6 +11,8 @@ pub(in crate::proxy) enum Cut {
     Stream(h2::Reason),
     /// The connection is gone: reset, or closed before the end.
     Connection,
+    /// The connection is gone, and it is known why.
+    Lost(Reason),
     /// What came is not HTTP: a bad chunk, or another length than was declared.
     Protocol,
 }
@@ -42,7 +44,7 @@ impl Cut {
     /// When it was the client's request.
     pub(in crate::proxy) fn of_client(self) -> Reason {
         match self {
-            Self::Stream(_) | Self::Connection => Reason::ClientReset,
+            Self::Stream(_) | Self::Connection | Self::Lost(_) => Reason::ClientReset,
             Self::Protocol => Reason::BadRequest,
         }
     }
@@ -52,6 +54,7 @@ impl Cut {
         match self {
             Self::Stream(_) => Reason::StreamReset,
             Self::Connection => Reason::UpstreamReset,
+            Self::Lost(reason) => reason,
             Self::Protocol => Reason::UpstreamProtocol,
         }
     }
@@ -64,7 +67,7 @@ impl Cut {
                 h2::Reason::INTERNAL_ERROR
             }
             Self::Stream(code) => code,
-            Self::Connection | Self::Protocol => h2::Reason::INTERNAL_ERROR,
+            Self::Connection | Self::Lost(_) | Self::Protocol => h2::Reason::INTERNAL_ERROR,
         }
     }
 }
