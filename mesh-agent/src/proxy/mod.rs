@@ -14,6 +14,7 @@ mod http;
 mod inbound;
 mod limits;
 mod outbound;
+mod pause;
 mod pipes;
 mod served;
 mod socket;

@@ -52,6 +52,20 @@ impl Keepalive {
         self.limit_unacknowledged(socket, true)
     }
 
+    /// As a socket has it that [`Self::apply`] was called with, as far as it matters to one who writes to it.
+    pub(super) fn of(socket: impl AsFd) -> Self {
+        let millis = sockopt::tcp_user_timeout(socket).unwrap_or(0);
+        let user_timeout = match millis {
+            0 => Self::default().user_timeout,
+            millis => Duration::from_millis(millis.into()),
+        };
+        Self {
+            user_timeout,
+            check: user_timeout / 3,
+            ..Self::default()
+        }
+    }
+
     /// TCP_USER_TIMEOUT on or off.
     pub(super) fn limit_unacknowledged(&self, socket: impl AsFd, on: bool) -> io::Result<()> {
         let millis = if on {

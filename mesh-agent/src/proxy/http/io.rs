@@ -29,7 +29,8 @@ use super::pool::Exchange;
 use crate::{
     proxy::{
         connect::Link,
-        socket::Leg,
+        pause::Pause,
+        socket::{Keepalive, Leg},
         tunnel::{TunnelBytes, TunnelGone, TunnelStream},
     },
     telemetry::Reason,
@@ -62,7 +63,14 @@ pub(in crate::proxy) struct Io {
 
 #[derive(Debug)]
 enum Kind {
-    Plain(Leg),
+    Plain {
+        leg: Leg,
+        /// Bytes written.
+        written: u64,
+        pause: Pause,
+        /// As the leg's socket has it.
+        keepalive: Option<Box<Keepalive>>,
+    },
     Tunnel(Box<TunnelBytes>),
 }
 
@@ -76,7 +84,12 @@ struct Linger {
 
 impl From<Leg> for Io {
     fn from(leg: Leg) -> Self {
-        Self::new(Kind::Plain(leg))
+        Self::new(Kind::Plain {
+            leg,
+            written: 0,
+            pause: Pause::default(),
+            keepalive: None,
+        })
     }
 }
 
@@ -115,7 +128,7 @@ impl Io {
     /// Ends a connection upstream on which nothing is owed any more. The peer learns that it has ended, not that it was
     /// cut. Waits where it takes time: for the other agent to end its side of a stream.
     pub(super) fn finish(mut self) -> Option<impl Future<Output = ()> + Send + use<>> {
-        if let Some(Kind::Plain(leg)) = &self.kind {
+        if let Some(Kind::Plain { leg, .. }) = &self.kind {
             // A server that speaks out of turn gets its RST from the kernel.
             if self.write_ended || shutdown(&**leg, Shutdown::Write).is_ok() {
                 self.write_ended = true;
@@ -139,12 +152,16 @@ impl Io {
             return Poll::Ready(Ok(take(&[])));
         }
         let result = match &mut self.kind {
-            Some(Kind::Plain(leg)) => ready!(poll_read_leg(leg, cx, most, |data| {
-                if data.is_empty() {
-                    self.read_ended = true;
+            Some(Kind::Plain { leg, .. }) => {
+                let read = poll_read_leg(leg, cx, most, |data| {
+                    self.read_ended = data.is_empty();
+                    take(data)
+                });
+                match read {
+                    Poll::Ready(result) => result,
+                    Poll::Pending => Err(ready!(self.poll_pause(cx))),
                 }
-                take(data)
-            })),
+            }
             Some(Kind::Tunnel(stream)) => match ready!(stream.poll_fill(cx)) {
                 Ok(data) => {
                     let data = &data[..data.len().min(most)];
@@ -174,7 +191,14 @@ impl Io {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = match &mut self.kind {
-            Some(Kind::Plain(leg)) => ready!(poll_write_leg(leg, cx, slices)),
+            Some(Kind::Plain { leg, written, .. }) => match poll_write_leg(leg, cx, slices) {
+                Poll::Ready(Ok(n)) => {
+                    *written += n as u64;
+                    Ok(n)
+                }
+                Poll::Ready(Err(error)) => Err(error),
+                Poll::Pending => Err(ready!(self.poll_pause(cx))),
+            },
             Some(Kind::Tunnel(stream)) => ready!(stream.poll_write(cx, slices)),
             None => Err(io::ErrorKind::NotConnected.into()),
         };
@@ -185,6 +209,27 @@ impl Io {
             }
         }
         Poll::Ready(result)
+    }
+
+    /// Ready when the peer is gone, which only we can find out: it is not one that pauses.
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(Kind::Plain {
+            leg,
+            written,
+            pause,
+            keepalive,
+        }) = &mut self.kind
+        else {
+            return Poll::Pending;
+        };
+        if *written == 0 {
+            return Poll::Pending;
+        }
+        let keepalive = keepalive.get_or_insert_with(|| Box::new(Keepalive::of(&**leg)));
+        match pause.poll(cx, leg, keepalive, *written) {
+            Ok(()) => Poll::Pending,
+            Err(error) => Poll::Ready(error),
+        }
     }
 
     /// Reads and throws away until the peer has ended, or has had its time.
@@ -232,7 +277,7 @@ impl Io {
             return Ok(());
         }
         match &mut self.kind {
-            Some(Kind::Plain(leg)) => shutdown(&**leg, Shutdown::Write)?,
+            Some(Kind::Plain { leg, .. }) => shutdown(&**leg, Shutdown::Write)?,
             Some(Kind::Tunnel(stream)) => stream.shutdown()?,
             None => {}
         }
@@ -291,7 +336,7 @@ impl Drop for Io {
             return;
         }
         match self.kind.take() {
-            Some(Kind::Plain(leg)) => leg.close(),
+            Some(Kind::Plain { leg, .. }) => leg.close(),
             Some(Kind::Tunnel(stream)) => stream.close(),
             None => {}
         }

@@ -11,10 +11,9 @@ use rustix::io::Errno;
 use tokio::{
     io::{Interest, Ready},
     net::TcpStream,
-    time::{Instant, Sleep, sleep_until},
 };
 
-use crate::{capture::sys::tcp::tcp_info, proxy::socket::Keepalive};
+use crate::proxy::{pause::Pause, socket::Keepalive};
 
 type ErrorWatch<'a> = Pin<Box<dyn Future<Output = io::Result<Ready>> + Send + 'a>>;
 
@@ -23,12 +22,7 @@ pub(super) struct LegWatch<'a> {
     leg: &'a TcpStream,
     keepalive: &'a Keepalive,
     error: Option<ErrorWatch<'a>>,
-    /// Set while bytes may be in flight that nobody acknowledged.
-    check: Option<Pin<Box<Sleep>>>,
-    /// Bytes written to the leg when last looked.
-    moved: u64,
-    /// TCP_USER_TIMEOUT is off.
-    lifted: bool,
+    pause: Pause,
 }
 
 impl<'a> LegWatch<'a> {
@@ -37,9 +31,7 @@ impl<'a> LegWatch<'a> {
             leg,
             keepalive,
             error: None,
-            check: None,
-            moved: 0,
-            lifted: false,
+            pause: Pause::default(),
         }
     }
 
@@ -57,40 +49,8 @@ impl<'a> LegWatch<'a> {
         }
     }
 
-    /// Tells a reader that pauses from a peer that is gone, as long as something is in flight; see
-    /// [`Keepalive::check`]. `moved` is what was written to the leg so far.
+    /// See [`Pause::poll`].
     pub(super) fn poll_check(&mut self, cx: &mut Context<'_>, moved: u64) -> io::Result<()> {
-        if self.check.is_none() && moved != self.moved {
-            self.moved = moved;
-            self.check = Some(Box::pin(sleep_until(Instant::now() + self.keepalive.check)));
-        }
-        while let Some(check) = &mut self.check {
-            if check.as_mut().poll(cx).is_pending() {
-                return Ok(());
-            }
-            let next = Instant::now() + self.keepalive.check;
-            if self.in_flight()? {
-                if let Some(check) = &mut self.check {
-                    check.as_mut().reset(next);
-                }
-            } else {
-                self.check = None;
-            }
-        }
-        Ok(())
-    }
-
-    fn in_flight(&mut self) -> io::Result<bool> {
-        let info = tcp_info(self.leg)?;
-        // All that was sent is acknowledged, more waits: the peer keeps its window shut. It lives if it answers probes.
-        let shut = info.unsent > 0 && info.unacked == 0;
-        if self.lifted && info.probes >= 2 && info.last_ack >= self.keepalive.user_timeout {
-            return Err(Errno::TIMEDOUT.into());
-        }
-        if shut != self.lifted {
-            self.keepalive.limit_unacknowledged(self.leg, !shut)?;
-            self.lifted = shut;
-        }
-        Ok(info.unsent > 0 || info.unacked > 0)
+        self.pause.poll(cx, self.leg, self.keepalive, moved)
     }
 }

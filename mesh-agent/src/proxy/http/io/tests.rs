@@ -105,3 +105,33 @@ async fn the_end_and_the_reset_of_a_peer_are_told_apart() {
     let error = read(&mut io).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }
+
+#[tokio::test]
+async fn a_peer_that_pauses_is_not_taken_for_one_that_is_gone() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (accepted, _) = listener.accept().await.unwrap();
+    let keepalive = Keepalive {
+        user_timeout: Duration::from_millis(900),
+        ..Keepalive::default()
+    };
+    keepalive.apply(&accepted).unwrap();
+    let mut io = Io::from(Leg::new(accepted));
+    // More than the sockets hold.
+    const MUCH: usize = 16 << 20;
+    let writing = tokio::spawn(async move {
+        write(&mut io, &vec![7; MUCH]).await;
+        shut_down(io).await;
+    });
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    let mut all = Vec::new();
+    timeout(SOON, client.read_to_end(&mut all))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(all.len(), MUCH);
+    drop(client);
+    writing.await.unwrap();
+}

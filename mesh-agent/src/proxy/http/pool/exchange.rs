@@ -159,10 +159,15 @@ fn set(flag: &AtomicBool) {
 
 /// Runs what wakes the connection of this very task without a reason.
 pub(super) fn deaf<T>(run: impl FnOnce() -> T) -> T {
+    struct Hears;
+    impl Drop for Hears {
+        fn drop(&mut self) {
+            DEAF.set(false);
+        }
+    }
     DEAF.set(true);
-    let result = run();
-    DEAF.set(false);
-    result
+    let _hears = Hears;
+    run()
 }
 
 impl Wake for Exchange {

@@ -400,7 +400,9 @@ impl<B: RequestBody> HttpBody for Sending<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if frame.is_none() || self.body.is_end_stream() {
+        // A chunk that hyper can not write at once may be the end for it, but not for the upstream.
+        let large = matches!(&frame, Some(Ok(frame)) if frame.data_ref().is_some_and(|data| data.len() > BUFFER));
+        if frame.is_none() || (self.body.is_end_stream() && !large) {
             self.done();
         }
         Poll::Ready(frame)

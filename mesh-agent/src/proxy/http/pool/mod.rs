@@ -11,6 +11,8 @@ mod exchange;
 mod http1;
 mod http2;
 mod message;
+#[cfg(test)]
+mod speed;
 mod tasks;
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,11 @@
 use std::{collections::HashSet, convert::Infallible, sync::atomic::AtomicU64};
 
 use ::http::{StatusCode, Version};
-use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, service::service_fn};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::{
+    body::{Frame, Incoming},
+    service::service_fn,
+};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -20,7 +23,7 @@ type Pool = Pools<Full<Bytes>>;
 /// Everything here happens within this.
 const SOON: Duration = Duration::from_secs(10);
 
-fn key(endpoint: SocketAddr, version: HttpVersion) -> PoolKey {
+pub(super) fn key(endpoint: SocketAddr, version: HttpVersion) -> PoolKey {
     PoolKey {
         pod: 1,
         endpoint,
@@ -30,7 +33,7 @@ fn key(endpoint: SocketAddr, version: HttpVersion) -> PoolKey {
     }
 }
 
-async fn dial(address: SocketAddr) -> Result<Connected, Reason> {
+pub(super) async fn dial(address: SocketAddr) -> Result<Connected, Reason> {
     let stream = TcpStream::connect(address)
         .await
         .map_err(|_| Reason::UpstreamRefused)?;
@@ -43,7 +46,7 @@ async fn dial(address: SocketAddr) -> Result<Connected, Reason> {
     })
 }
 
-fn get(path: &str) -> Request<Full<Bytes>> {
+pub(super) fn get(path: &str) -> Request<Full<Bytes>> {
     Request::builder()
         .uri(path)
         .header("host", "test")
@@ -420,15 +423,19 @@ async fn the_request_goes_on_when_nobody_takes_the_response() {
         }
     })
     .await;
-    let pool = Pool::new();
+    let pool = Pools::new();
     let key = key(address, HttpVersion::Http1);
     let options = ConnectionPool::default();
     let checkout = pool
         .checkout(&key, &options, false, || dial(address))
         .await
         .unwrap();
+    let chunk = Bytes::from(vec![1; 64 << 10]);
+    let chunks =
+        (0..MUCH / chunk.len()).map(move |_| Ok::<_, Infallible>(Frame::data(chunk.clone())));
+    let body = StreamBody::new(futures::stream::iter(chunks));
     let request = Request::post("/").header("host", "test");
-    let request = request.body(Full::new(vec![1; MUCH].into())).unwrap();
+    let request = request.body(body).unwrap();
     let response = timeout(SOON, checkout.send(request))
         .await
         .unwrap()

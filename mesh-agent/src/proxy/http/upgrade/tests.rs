@@ -112,25 +112,40 @@ impl Handler for Proxy {
     }
 }
 
-type Ended = mpsc::UnboundedReceiver<(Reason, Arc<RequestBytes>)>;
+/// How switched connections end. Keeps the pools, which would take their connections along.
+struct Ended {
+    reasons: mpsc::UnboundedReceiver<(Reason, Arc<RequestBytes>)>,
+    _proxy: Arc<Proxy>,
+}
+
+impl Ended {
+    async fn next(&mut self) -> (Reason, Arc<RequestBytes>) {
+        timeout(SOON, self.reasons.recv()).await.unwrap().unwrap()
+    }
+}
 
 async fn proxy(from: HttpVersion, to: HttpVersion, upstream: SocketAddr) -> (TcpStream, Ended) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await;
     let (accepted, _) = listener.accept().await.unwrap();
-    let (ended, ends) = mpsc::unbounded_channel();
+    let (ended, reasons) = mpsc::unbounded_channel();
     let handler = Arc::new(Proxy {
         upstream,
         to,
         pools: OnceLock::new(),
         ended,
     });
+    let proxy = Arc::clone(&handler);
     tokio::spawn(async move {
         let io = Io::from(Leg::new(accepted));
         let (_drain, draining) = watch::channel(false);
         let settings = ServerSettings::default();
         server::serve(io, from, &settings, draining, handler).await;
     });
+    let ends = Ended {
+        reasons,
+        _proxy: proxy,
+    };
     (client.unwrap(), ends)
 }
 
@@ -231,7 +246,7 @@ async fn talks(mut client: TcpStream, ends: &mut Ended) {
     sent.unwrap();
     received.unwrap().unwrap();
     assert!(back == text);
-    let (reason, bytes) = timeout(SOON, ends.recv()).await.unwrap().unwrap();
+    let (reason, bytes) = ends.next().await;
     assert_eq!(reason, Reason::Completed);
     assert_eq!(
         format!("{bytes:?}").matches("300000").count(),
@@ -357,7 +372,7 @@ async fn talks_http2(
         back.extend_from_slice(&data.unwrap());
     }
     assert_eq!(back, b"hello");
-    let (reason, _) = timeout(SOON, ends.recv()).await.unwrap().unwrap();
+    let (reason, _) = ends.next().await;
     assert_eq!(reason, Reason::Completed);
 }
 
@@ -429,7 +444,7 @@ async fn what_is_cut_on_one_side_is_cut_on_the_other() {
     );
     client.set_zero_linger().unwrap();
     drop(client);
-    let (reason, _) = timeout(SOON, ends.recv()).await.unwrap().unwrap();
+    let (reason, _) = ends.next().await;
     assert_eq!(reason, Reason::ClientReset);
 
     let (server, _asks) = http1_server(|_| switching(ACCEPT)).await;
@@ -438,6 +453,6 @@ async fn what_is_cut_on_one_side_is_cut_on_the_other() {
     read_head(&mut client).await;
     client.set_zero_linger().unwrap();
     drop(client);
-    let (reason, _) = timeout(SOON, ends.recv()).await.unwrap().unwrap();
+    let (reason, _) = ends.next().await;
     assert_eq!(reason, Reason::ClientReset);
 }
