@@ -21,8 +21,9 @@ use mesh_agent::{
     },
     policy::Facts,
     telemetry::{
-        ConnMeta, Direction, Directory, Outcome, Peer, Protocol, Reason, Role, Telemetry,
-        TelemetryOptions,
+        ConnMeta, Direction, Directory, Outcome, Peer, Protocol, RateLimitOutcome, Reason,
+        RequestStart, Retry, Role, Telemetry, TelemetryOptions, TraceContext,
+        logging::{self, LogFormat},
     },
 };
 
@@ -153,6 +154,81 @@ fn decisions_and_handshakes_allocate_nothing_once_known() {
     };
     work();
     assert_eq!(allocations(work), 0);
+}
+
+/// Metrics and log of a request, from its headers to its end; beside them there is only the counter of its bytes, which
+/// its bodies share.
+#[test]
+fn a_request_allocates_nothing_once_its_labels_are_known() {
+    let telemetry = telemetry();
+    let (_log, _flush) = logging::init(LogFormat::Json, "info", &telemetry).unwrap();
+    let outbound = ConnMeta {
+        direction: Direction::Outbound,
+        workload: ResourceName::new("shop", "client"),
+        service: Some(ResourceName::new("shop", "web")),
+        ..meta()
+    };
+    let connections = [outbound, meta()].map(|meta| {
+        let connection = telemetry.open(meta);
+        connection.set_protocol(Protocol::Http);
+        connection
+    });
+    let (source, destination) = (id("client"), id("web"));
+    let endpoint = ResourceName::new("shop", "web-1");
+    let canary = ResourceName::new("shop", "web-canary");
+    let route: Arc<str> = "shop/routes/0".into();
+    let mut headers = http::HeaderMap::new();
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    headers.insert("traceparent", parent.parse().unwrap());
+    let start = RequestStart {
+        method: http::Method::GET,
+        uri: "http://web.shop/cart?id=7".parse().unwrap(),
+        version: http::Version::HTTP_11,
+        authority: Some("web.shop".parse().unwrap()),
+        request_id: Some("0b7c".parse().unwrap()),
+        user_agent: Some("curl/8 \"quoted\"".parse().unwrap()),
+        grpc: true,
+        trace: TraceContext::extract(&headers),
+    };
+    let serve = |status: u16, reason: Reason| {
+        for connection in &connections {
+            let mut guard = connection.request(start.clone());
+            guard.set_service(&canary);
+            guard.set_route(&route);
+            for _ in 0..2 {
+                guard.attempt("10.0.0.2:8080".parse().unwrap(), Some(&endpoint));
+                guard.attempt_connected();
+                guard.set_security(Some(&source), Some(&destination));
+                guard.attempt_ended(Err(Reason::UpstreamRefused));
+            }
+            guard.bytes().add_request(10);
+            guard.response_started(http::StatusCode::from_u16(status).unwrap());
+            guard.bytes().add_response(1000);
+            guard.set_grpc_status(14);
+            guard.finish(reason);
+        }
+        telemetry.retry(Some(&canary), Retry::Made);
+        telemetry.rate_limit(Some(&canary), "all", RateLimitOutcome::Allowed);
+    };
+    for _ in 0..4 {
+        serve(200, Reason::Completed);
+        serve(503, Reason::RetriesExhausted);
+    }
+    let of_bytes = connections.len();
+    assert_eq!(allocations(|| serve(200, Reason::Completed)), of_bytes);
+    assert_eq!(
+        allocations(|| serve(503, Reason::RetriesExhausted)),
+        of_bytes
+    );
+    let known = allocations(|| serve(200, Reason::Completed));
+    let new = allocations(|| serve(201, Reason::Completed));
+    assert!(new > known, "a label set that is new is made");
+    assert!(
+        telemetry
+            .exposition()
+            .contains("mesh_log_lines_dropped_total 0"),
+        "the lines were taken"
+    );
 }
 
 /// A thousand policies of every kind, which match or not: a decision allocates nothing either way, nor does the question

@@ -17,7 +17,7 @@ pub use identity::{
 };
 pub use policies::Policy;
 
-pub use crate::telemetry::Connection;
+pub use crate::telemetry::{Connection, TappedRequest};
 
 /// `GET /v1/status`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -206,6 +206,17 @@ pub struct SupportBundle {
 pub struct BundleFile {
     pub name: String,
     pub content: String,
+}
+
+/// `GET /v1/tap`: one line of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TapLine {
+    /// `None` in the last line.
+    pub request: Option<TappedRequest>,
+    /// Requests so far that matched and are not shown, because the reader is slow.
+    pub dropped: u64,
+    /// Only in the last line: `limit`, `duration`.
+    pub end: Option<String>,
 }
 
 /// Body of every answer that is not 2xx.

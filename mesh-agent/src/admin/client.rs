@@ -1,7 +1,9 @@
 //! The command line's side of the admin socket.
 
 use std::{
+    future::Future,
     io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -82,11 +84,48 @@ impl Client {
         if status.is_success() {
             return serde_json::from_slice(&bytes).map_err(|e| self.protocol(&e));
         }
-        let message = serde_json::from_slice::<ErrorBody>(&bytes).map_or_else(
-            |_| format!("the agent answered {status}"),
-            |body| body.error,
-        );
-        Err(ClientError::Answer { status, message })
+        Err(refusal(status, &bytes))
+    }
+
+    /// Calls `each` with every line of an answer that has no end of its own, until it has one, or until `each` says so.
+    pub async fn lines<T: DeserializeOwned, E: From<ClientError>>(
+        &self,
+        path: &str,
+        mut each: impl FnMut(T) -> Result<ControlFlow<()>, E>,
+    ) -> Result<(), E> {
+        let stream = UnixStream::connect(&self.path)
+            .await
+            .map_err(|e| self.connect_error(&e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.protocol(&e))?;
+        let request = self.request(Method::GET, path, Vec::new())?;
+        let reading = async {
+            let answer = sender
+                .send_request(request)
+                .await
+                .map_err(|e| self.protocol(&e))?;
+            let status = answer.status();
+            let mut body = answer.into_body();
+            if !status.is_success() {
+                let bytes = body.collect().await.map_err(|e| self.protocol(&e))?;
+                return Err(refusal(status, &bytes.to_bytes()).into());
+            }
+            let mut waiting = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|e| self.protocol(&e))?;
+                waiting.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
+                while let Some(end) = waiting.iter().position(|b| *b == b'\n') {
+                    let line: Vec<u8> = waiting.drain(..=end).collect();
+                    let line = serde_json::from_slice(&line).map_err(|e| self.protocol(&e))?;
+                    if each(line)?.is_break() {
+                        return Ok(());
+                    }
+                }
+            }
+            Ok(())
+        };
+        driven(reading, connection).await
     }
 
     async fn exchange(
@@ -101,29 +140,30 @@ impl Client {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| self.protocol(&e))?;
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(hyper::header::HOST, "mesh-agent")
-            .header(hyper::header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|e| self.protocol(&e))?;
+        let request = self.request(method, path, body)?;
         let exchange = async {
             let answer = sender.send_request(request).await?;
             let status = answer.status();
             Ok::<_, hyper::Error>((status, answer.into_body().collect().await?.to_bytes()))
         };
-        // The connection is driven here rather than by a task, so that nothing outlives the call.
-        let mut exchange = std::pin::pin!(exchange);
-        let mut connection = std::pin::pin!(connection);
-        let mut ended = false;
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut exchange => return done.map_err(|e| self.protocol(&e)),
-                _ = &mut connection, if !ended => ended = true,
-            }
-        }
+        driven(exchange, connection)
+            .await
+            .map_err(|e| self.protocol(&e))
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header(hyper::header::HOST, "mesh-agent")
+            .header(hyper::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|e| self.protocol(&e))
     }
 
     fn connect_error(&self, error: &io::Error) -> ClientError {
@@ -140,6 +180,29 @@ impl Client {
         ClientError::Protocol {
             path: self.path.clone(),
             detail: error.to_string(),
+        }
+    }
+}
+
+/// What an answer that is not 2xx says.
+fn refusal(status: StatusCode, bytes: &[u8]) -> ClientError {
+    let message = serde_json::from_slice::<ErrorBody>(bytes).map_or_else(
+        |_| format!("the agent answered {status}"),
+        |body| body.error,
+    );
+    ClientError::Answer { status, message }
+}
+
+/// Drives the connection here rather than by a task, so that nothing outlives the call.
+async fn driven<T>(exchange: impl Future<Output = T>, connection: impl Future) -> T {
+    let mut exchange = std::pin::pin!(exchange);
+    let mut connection = std::pin::pin!(connection);
+    let mut ended = false;
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut exchange => return done,
+            _ = &mut connection, if !ended => ended = true,
         }
     }
 }

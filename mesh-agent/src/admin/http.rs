@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -20,7 +20,8 @@ use tokio::{
 
 use super::api::ErrorBody;
 
-pub(super) type Answer = Response<Full<Bytes>>;
+/// Whole answers, and streams of lines.
+pub(super) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// Connections at once to one server; more wait to be accepted.
 pub(super) const MAX_CONNECTIONS: usize = 64;
@@ -91,7 +92,7 @@ pub(super) async fn blocking(work: impl FnOnce() -> Answer + Send + 'static) -> 
 }
 
 pub(super) fn text(status: StatusCode, content_type: &'static str, body: String) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    let mut answer = Response::new(Full::new(Bytes::from(body)).boxed_unsync());
     *answer.status_mut() = status;
     answer
         .headers_mut()

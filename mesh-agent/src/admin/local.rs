@@ -11,7 +11,7 @@ use super::{
     bundle,
     filter::ConnectionFilter,
     http::{self, Answer, accept_loop, blocking},
-    query,
+    query, tap,
 };
 
 /// Bytes of a request's body; the largest that is meant is a log filter.
@@ -49,6 +49,7 @@ async fn answer(request: Request<Incoming>, state: AdminState) -> Answer {
         (_, "/v1/release") => http::json(&Released {
             removed: state.agent.release().await,
         }),
+        (_, "/v1/tap") => tap::answer(&text, &state),
         _ => blocking(move || read(&path, &text, &state)).await,
     }
 }
@@ -57,7 +58,7 @@ async fn answer(request: Request<Incoming>, state: AdminState) -> Answer {
 fn methods(path: &str) -> Option<&'static str> {
     Some(match path {
         "/v1/status" | "/v1/workloads" | "/v1/services" | "/v1/connections" | "/v1/certs"
-        | "/v1/policies" | "/v1/endpoints" | "/v1/explain" | "/v1/config" => "GET",
+        | "/v1/policies" | "/v1/endpoints" | "/v1/explain" | "/v1/config" | "/v1/tap" => "GET",
         "/v1/log-level" => "GET, PUT",
         "/v1/release" | "/v1/support-bundle" => "POST",
         _ => return None,

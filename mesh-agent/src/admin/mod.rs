@@ -11,6 +11,7 @@ mod local;
 mod public;
 pub mod query;
 mod socket;
+mod tap;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,8 @@ use futures::future::BoxFuture;
 pub use local::serve as serve_local;
 pub use public::serve as serve_public;
 pub use socket::LocalSocket;
+pub use tap::TapQuery;
+pub(crate) use tap::{LONGEST as LONGEST_TAP, MOST as MOST_TAPPED};
 
 use crate::telemetry::{Telemetry, logging::LogControl};
 

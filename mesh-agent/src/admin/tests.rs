@@ -1,5 +1,7 @@
 //! Both servers, over real sockets.
 
+mod tap;
+
 use std::{os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
 
 use futures::future::BoxFuture;

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
     sync::Arc,
+    time::Instant,
 };
 
 use mesh_common::ConnRecord;
@@ -11,12 +12,15 @@ use mesh_common::ConnRecord;
 use super::identity;
 use crate::{
     capture::Capture,
-    catalog::Catalog,
+    catalog::{Catalog, Snapshot},
     discovery::SourceState,
     identity::Identities,
-    model::{ResourceName, Workload},
+    model::{ResourceName, Service, Workload},
     proxy::Proxy,
-    telemetry::{AgentGauges, AgentSource, ConfigGauges, ConnStore, Directory, MapGauge},
+    telemetry::{
+        AgentGauges, AgentSource, ConfigGauges, ConnStore, Directory, EndpointGauge, MapGauge,
+        ServiceGauge,
+    },
 };
 
 /// Names for addresses.
@@ -44,6 +48,11 @@ impl Directory for Names {
         let snapshot = self.0.load();
         let names = snapshot.authorization_policies();
         Some(names.map(|p| p.policy.name.clone()).collect())
+    }
+
+    fn services(&self) -> Option<HashSet<ResourceName>> {
+        let snapshot = self.0.load();
+        Some(snapshot.services().map(|s| s.name.clone()).collect())
     }
 }
 
@@ -78,6 +87,7 @@ pub(super) fn workloads_by_state(capture: &Capture) -> Vec<(&'static str, u64)> 
 
 /// What a scrape shows of capture and configuration.
 pub(super) struct Gauges {
+    pub(super) catalog: Arc<Catalog>,
     pub(super) capture: Arc<Capture>,
     pub(super) sources: Vec<SourceState>,
     pub(super) identities: Arc<Identities>,
@@ -118,7 +128,48 @@ impl AgentSource for Gauges {
                 .collect(),
             identity: identity::gauges(&self.identities),
             tunnels: self.proxy.tunnels(),
-            services: Vec::new(),
+            services: services(&self.catalog.load()),
         }
     }
+}
+
+/// Every service, as its requests are under way from this node.
+fn services(snapshot: &Snapshot) -> Vec<ServiceGauge> {
+    let now = Instant::now();
+    snapshot
+        .services()
+        .filter_map(|service| {
+            let state = snapshot.service_state(&service.name)?;
+            Some(ServiceGauge {
+                name: service.name.clone(),
+                in_flight: state.requests.in_use().into(),
+                pending: state.waiting().into(),
+                budget: Some(state.budget.balance(&service.traffic.retry_budget, now) as f64),
+                endpoints: breakers(snapshot, service, now),
+            })
+        })
+        .collect()
+}
+
+/// Endpoints with a breaker, each once whatever the ports and families that lead to it.
+fn breakers(snapshot: &Snapshot, service: &Service, now: Instant) -> Vec<EndpointGauge> {
+    if service.traffic.breaker.is_none() {
+        return Vec::new();
+    }
+    let dialled = service.vips.iter().flat_map(|vip| {
+        let ports = service.ports.iter();
+        ports.map(move |port| (*vip, port.port))
+    });
+    let endpoints: BTreeMap<_, _> = dialled
+        .filter_map(|(vip, port)| snapshot.upstream(vip, port))
+        .flat_map(|upstream| &upstream.endpoints)
+        .map(|e| (e.endpoint.address, e.state.breaker_state(now)))
+        .collect();
+    endpoints
+        .into_iter()
+        .map(|(address, state)| EndpointGauge {
+            address: address.to_string(),
+            breaker: state,
+        })
+        .collect()
 }

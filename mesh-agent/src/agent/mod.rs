@@ -21,8 +21,8 @@ use mesh_common::{Event, EventKind};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, watch},
-    task::JoinSet,
+    sync::{mpsc, oneshot, watch},
+    task::{JoinHandle, JoinSet},
 };
 
 pub use self::options::{AgentOptions, CaChoice, IdentityOptions};
@@ -40,7 +40,7 @@ use crate::{
     health,
     identity::Identities,
     proxy::{self, EVENT_INTERVAL, Proxy, ProxyOptions},
-    telemetry::{Telemetry, TelemetryOptions, logging},
+    telemetry::{Telemetry, TelemetryOptions, TracingOptions, logging},
 };
 
 /// After a drain, resets are given this long to leave before the process goes.
@@ -59,6 +59,8 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
         closed_max: options.closed_max,
         closed_age: options.closed_age,
         flows_max: options.flows_max,
+        requests_max: options.requests_max,
+        log_query: options.log_query,
         ..TelemetryOptions::default()
     });
     let (log, _flush) = logging::init(options.log_format, &options.log_filter, &telemetry)?;
@@ -118,6 +120,11 @@ async fn serve(
     );
 
     catalog.set_adopting(capture.adopted());
+    let spans = options
+        .tracing
+        .as_ref()
+        .map(|o| Spans::start(&telemetry, o))
+        .transpose()?;
 
     let mut proxy_options = ProxyOptions::for_nofile(nofile);
     if let Some(most) = options.max_connections {
@@ -137,6 +144,7 @@ async fn serve(
     telemetry.set_store(Arc::new(Records(capture.clone())));
     let sources = vec![source.state()];
     telemetry.set_agent_source(Arc::new(Gauges {
+        catalog: catalog.clone(),
         capture: capture.clone(),
         sources: sources.clone(),
         identities: identities.clone(),
@@ -204,9 +212,38 @@ async fn serve(
     }
     // Final records that are on their way still go to the access log.
     tokio::time::sleep(LAST_WORDS).await;
+    if let Some(spans) = spans {
+        spans.flush().await;
+    }
     drop(source);
     tasks.shutdown().await;
     Ok(())
+}
+
+/// The task that sends spans to the collector.
+struct Spans {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Spans {
+    fn start(telemetry: &Telemetry, options: &TracingOptions) -> anyhow::Result<Self> {
+        let exporter = telemetry.start_tracing(options)?;
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(exporter.run(async {
+            // The sender is kept until it is used.
+            let _ = stopped.await;
+        }));
+        Ok(Self { stop, task })
+    }
+
+    /// Sends what is queued; the exporter gives up by itself.
+    async fn flush(self) {
+        let _ = self.stop.send(());
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the export of spans failed");
+        }
+    }
 }
 
 /// Binds the admin socket. One that was killed a moment ago still holds its own until the kernel has taken it apart.

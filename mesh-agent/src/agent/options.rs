@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::telemetry::logging::LogFormat;
+use crate::telemetry::{TracingOptions, logging::LogFormat};
 
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
@@ -31,6 +31,12 @@ pub struct AgentOptions {
     pub closed_age: Duration,
     /// Label sets of the TCP metrics.
     pub flows_max: usize,
+    /// Label sets of the metrics of requests.
+    pub requests_max: usize,
+    /// Queries of requests go to the access log.
+    pub log_query: bool,
+    /// Where spans go; `None`: there are none.
+    pub tracing: Option<TracingOptions>,
     pub identity: IdentityOptions,
 }
 

@@ -19,6 +19,7 @@ mod services;
 mod status;
 mod support_bundle;
 mod table;
+mod tap;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -97,6 +98,8 @@ enum Command {
     Explain(explain::Explain),
     /// Lists connections, open or closed
     Connections(connections::Connections),
+    /// Shows requests live, as they end
+    Tap(tap::Tap),
     /// Checks a configuration directory, or shows the configuration in effect
     #[command(subcommand)]
     Config(config::Config),
@@ -160,6 +163,7 @@ async fn ask(command: Command, global: &Global, screen: &Screen) -> Result<ExitC
         Command::Policies(policies) => policies.execute(global, screen).await,
         Command::Explain(explain) => explain.execute(global, screen).await,
         Command::Connections(connections) => connections.execute(global, screen).await,
+        Command::Tap(tap) => tap.execute(global, screen).await,
         Command::Config(_) => config::dump(global, screen).await,
         Command::LogLevel(level) => level.execute(global, screen).await,
         Command::SupportBundle(bundle) => bundle.execute(global, screen).await,

@@ -8,7 +8,10 @@ use super::{Global, failure::Failure, reach};
 use crate::{
     agent::{self, AgentOptions, CaChoice, IdentityOptions},
     api::GepDuration,
-    telemetry::logging::{self, LogFormat},
+    telemetry::{
+        TracingOptions,
+        logging::{self, LogFormat},
+    },
 };
 
 #[derive(Debug, Args)]
@@ -51,8 +54,33 @@ pub(super) struct Run {
     /// Label sets of the TCP metrics; connections above it are counted in the overflow series
     #[arg(long, value_name = "N", default_value_t = 5_000)]
     max_series: usize,
+    /// Label sets of the metrics of requests (each has three histograms); requests above it are counted in overflow series
+    #[arg(long, value_name = "N", default_value_t = 2_000)]
+    max_request_series: usize,
+    /// Write the queries of requests to the access log; they may hold secrets
+    #[arg(long)]
+    access_log_query: bool,
+    /// Collector that takes spans (OTLP over gRPC), such as http://127.0.0.1:4317 [default: no spans]
+    #[arg(long, value_name = "URL", value_parser = collector)]
+    otlp_endpoint: Option<String>,
+    /// Share in percent of the requests that begin a trace here which are sampled; others follow their client's decision
+    #[arg(long, value_name = "PERCENT", default_value_t = 1.0, value_parser = percent, requires = "otlp_endpoint")]
+    trace_sampling: f64,
     #[command(flatten)]
     identity: Identity,
+}
+
+fn collector(text: &str) -> Result<String, String> {
+    TracingOptions::check(text)
+        .map(|_| text.to_owned())
+        .map_err(|e| e.to_string())
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|p| (0.0..=100.0).contains(p))
+        .ok_or_else(|| "between 0 and 100".into())
 }
 
 #[derive(Debug, Args)]
@@ -182,6 +210,12 @@ impl Run {
             closed_max: self.closed_connections,
             closed_age: Duration::from_secs(self.closed_seconds),
             flows_max: self.max_series,
+            requests_max: self.max_request_series,
+            log_query: self.access_log_query,
+            tracing: self.otlp_endpoint.map(|endpoint| TracingOptions {
+                endpoint,
+                ratio: self.trace_sampling / 100.0,
+            }),
             identity: self.identity.options()?,
             node,
         })

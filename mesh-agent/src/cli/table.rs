@@ -50,7 +50,7 @@ impl<T: Into<String>> From<T> for Cell {
 }
 
 /// Names come from configuration: no control character of theirs reaches the terminal.
-fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()

@@ -59,7 +59,7 @@ pub(super) async fn run<D: Drawing>(
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-async fn terminated() {
+pub(super) async fn terminated() {
     match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
         Ok(mut signal) => {
             signal.recv().await;

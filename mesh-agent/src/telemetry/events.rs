@@ -1,13 +1,10 @@
 //! What the parts that carry requests report beside the requests themselves: counted, and in the log where an operator
 //! would look for it.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Instant};
 
-use super::{
-    BreakerState, Detected, HealthChange, Mirror, PoolEvent, RateLimitOutcome, Retry, Side,
-    Telemetry, metrics::tell_breaker,
-};
-use crate::model::ResourceName;
+use super::{Detected, HealthChange, Mirror, PoolEvent, RateLimitOutcome, Retry, Side, Telemetry};
+use crate::{model::ResourceName, resilience::Transition};
 
 impl Telemetry {
     /// A retry was made, or could not be. `service`: the one that serves the request.
@@ -19,10 +16,35 @@ impl Telemetry {
         }
     }
 
-    /// A breaker changed its state, and the log says so.
-    pub fn breaker(&self, service: &ResourceName, endpoint: SocketAddr, to: BreakerState) {
-        self.shared.counts.traffic.breaker(service, to);
-        tell_breaker(service, endpoint, to);
+    /// What became of an endpoint's breaker, if anything did; the log says so too.
+    pub fn breaker(
+        &self,
+        service: &ResourceName,
+        endpoint: SocketAddr,
+        transition: impl Into<Option<Transition>>,
+    ) {
+        let Some(transition) = transition.into() else {
+            return;
+        };
+        self.shared.counts.traffic.breaker(service, &transition);
+        match transition {
+            Transition::Opened { until, kind, cause } => {
+                let wait = until.saturating_duration_since(Instant::now());
+                let (kind, cause) = (kind.as_str(), cause.as_str());
+                tracing::warn!(%service, %endpoint, kind, cause, ?wait, "circuit breaker opened");
+            }
+            Transition::Refused { kind, cause } => {
+                let (kind, cause) = (kind.as_str(), cause.as_str());
+                tracing::warn!(
+                    %service, %endpoint, kind, cause,
+                    "the endpoint keeps failing, but as many are ejected as maxEjectionPercent allows"
+                );
+            }
+            Transition::HalfOpen => {
+                tracing::info!(%service, %endpoint, "circuit breaker half-open");
+            }
+            Transition::Closed => tracing::info!(%service, %endpoint, "circuit breaker closed"),
+        }
     }
 
     /// So few endpoints of a service are usable that all are used, or no longer. May be said as often as it is found.

@@ -220,7 +220,7 @@ impl LogQueue {
 
 /// Writes out what is queued when dropped.
 #[derive(Debug)]
-pub struct LogFlush(Arc<LogQueue>);
+pub struct LogFlush(pub(super) Arc<LogQueue>);
 
 impl Drop for LogFlush {
     fn drop(&mut self) {
@@ -232,7 +232,7 @@ impl Drop for LogFlush {
     }
 }
 
-fn start_writer(
+pub(super) fn start_writer(
     out: impl Write + Send + 'static,
     counts: Arc<Counts>,
 ) -> Result<Arc<LogQueue>, LogError> {

@@ -39,7 +39,7 @@ pub use directory::{ConnStore, Directory, NoDirectory, NoStore};
 use mesh_common::{Event, EventKind};
 use metrics::{AgentCollector, Counts, Flows, Metrics, Requests};
 pub use metrics::{
-    AgentGauges, AgentSource, BreakerState, CONTENT_TYPE, CertificateGauge, ConfigGauges, Detected,
+    AgentGauges, AgentSource, CONTENT_TYPE, CertificateGauge, ConfigGauges, Detected,
     EndpointGauge, FileGauge, HealthChange, IdentityGauges, MapGauge, Mirror, Outcome, PoolEvent,
     RateLimitOutcome, Retry, Role, ServiceGauge, Side, TunnelGauge,
 };
@@ -48,8 +48,8 @@ pub use refresh::REFRESH;
 pub use request::{RequestBytes, RequestGuard, RequestStart};
 pub use row::Connection;
 use shared::{ActiveCounts, Shared};
-pub use tap::{Tap, TapFilter, TapRefused, TappedRequest};
-pub use trace::{B3, TraceContext, TraceParent};
+pub use tap::{StatusFilter, Tap, TapFilter, TapRefused, TappedRequest};
+pub use trace::{B3, Exporter, TraceContext, TraceParent, TracingError, TracingOptions};
 
 /// Bounds of what telemetry keeps.
 #[derive(Clone, Debug)]

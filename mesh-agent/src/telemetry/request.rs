@@ -97,7 +97,9 @@ pub(super) struct Finished<'a> {
     pub(super) grpc_status: Option<u32>,
     pub(super) request_bytes: u64,
     pub(super) response_bytes: u64,
+    /// The end, by both clocks.
     pub(super) ended_at: SystemTime,
+    pub(super) ended: Instant,
     pub(super) duration: Duration,
     pub(super) phases: Phases,
     pub(super) reason: Reason,
@@ -219,6 +221,9 @@ impl RequestGuard {
         self.attempts += 1;
         self.first_attempt.get_or_insert(now);
         self.end_attempt(None, now);
+        if let (Some(spans), Some(past)) = (&mut self.spans, self.attempt.take()) {
+            spans.past(past);
+        }
         self.security = None;
         self.attempt = Some(Attempt {
             upstream: Peer {
@@ -330,14 +335,18 @@ impl RequestGuard {
             request_bytes,
             response_bytes,
             ended_at: SystemTime::now(),
+            ended: now,
             duration: now.saturating_duration_since(self.began),
             phases: self.phases(now),
             reason,
         };
         self.shared.request_finished(&request, now);
-        if let Some(spans) = self.spans.take()
+        if let Some(mut spans) = self.spans.take()
             && let Some(tracing) = self.shared.tracing.get()
         {
+            if let Some(last) = &self.attempt {
+                spans.past(last.clone());
+            }
             tracing.end(*spans, &request);
         }
     }

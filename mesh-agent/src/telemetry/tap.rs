@@ -222,6 +222,12 @@ impl Tap {
         self.requests.recv().await
     }
 
+    /// One that has come already.
+    #[cfg(test)]
+    pub(super) fn try_next(&mut self) -> Option<TappedRequest> {
+        self.requests.try_recv().ok()
+    }
+
     /// Requests that matched and were not shown, because the reader is slow.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::cli::{
     certs, check, connections, endpoints, explain, output::Screen, policies, services, status,
-    table::Table, watch, workloads,
+    table::Table, tap, watch, workloads,
 };
 
 fn golden(name: &str, text: &str) {
@@ -60,6 +60,20 @@ fn connection_tables() {
             &watch::frame(&rows, &[(0, 5 << 20), (10, 0), (0, 0)], false, &screen),
             &screen,
         ),
+    );
+}
+
+#[test]
+fn tapped_requests() {
+    let one = super::tapped();
+    let text: String = one
+        .iter()
+        .flat_map(|r| [tap::line(r, false, false), tap::line(r, true, false)])
+        .collect();
+    golden("tap.txt", &(tap::HEAD.to_owned() + &text));
+    assert!(
+        !text.contains(['\u{1b}', '\r']),
+        "a path cannot drive the terminal"
     );
 }
 

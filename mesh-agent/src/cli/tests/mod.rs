@@ -8,11 +8,68 @@ mod table;
 
 use crate::admin::api::{
     BundleFile, Condition, Connection, CounterValue, Endpoint, EndpointDetail, KernelState,
-    MapState, PortEndpoints, Service, ServicePort, SourceState, Status, Workload,
+    MapState, PortEndpoints, Service, ServicePort, SourceState, Status, TappedRequest, Workload,
 };
 
 /// 2026-08-01T12:00:00Z
 const NOW: u64 = 1_785_585_600_000;
+
+fn tapped() -> Vec<TappedRequest> {
+    let good = TappedRequest {
+        time_unix_ms: NOW + 1_234,
+        direction: "outbound".into(),
+        protocol: "http".into(),
+        http_version: "1.1".into(),
+        method: "GET".into(),
+        authority: Some("web.shop".into()),
+        path: "/cart?id=*".into(),
+        status: Some(200),
+        duration_ms: 1.834,
+        reason: "completed".into(),
+        response_flags: "-".into(),
+        source: "10.0.0.1:40000".into(),
+        source_workload: Some("shop/client".into()),
+        service: Some("shop/web".into()),
+        endpoint: Some("10.0.0.2:8080".into()),
+        destination_workload: Some("shop/web-1".into()),
+        route: Some("shop/web-routes/0".into()),
+        attempts: 1,
+        security: "mutual_tls".into(),
+        request_bytes: 0,
+        response_bytes: 1_536,
+        request_id: Some("7c4a".into()),
+        ..TappedRequest::default()
+    };
+    let failed = TappedRequest {
+        status: Some(503),
+        reason: "retries_exhausted".into(),
+        attempts: 3,
+        duration_ms: 15_200.0,
+        path: "/a\u{1b}[2J\r".into(),
+        route: None,
+        ..good.clone()
+    };
+    let grpc = TappedRequest {
+        direction: "inbound".into(),
+        protocol: "grpc".into(),
+        http_version: "2".into(),
+        method: "POST".into(),
+        path: "/shop.Cart/Get".into(),
+        grpc_status: Some(14),
+        service: None,
+        source_workload: None,
+        ..good.clone()
+    };
+    let gone = TappedRequest {
+        status: None,
+        reason: "client_reset".into(),
+        endpoint: None,
+        destination_workload: None,
+        security: "none".into(),
+        ..good.clone()
+    };
+    vec![good, failed, grpc, gone]
+}
 
 fn connections() -> Vec<Connection> {
     let live = Connection {

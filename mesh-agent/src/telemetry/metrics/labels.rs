@@ -14,6 +14,18 @@ use crate::{
 
 const UNKNOWN: &str = "unknown";
 pub(super) const OVERFLOW: &str = "overflow";
+/// Labels of a workload that name its canonical service, the first that is there; else it is the workload's own name.
+pub(crate) const CANONICAL_SERVICE: [&str; 3] = [
+    "service.istio.io/canonical-name",
+    "app.kubernetes.io/name",
+    "app",
+];
+/// The same for its revision.
+pub(crate) const CANONICAL_REVISION: [&str; 3] = [
+    "service.istio.io/canonical-revision",
+    "app.kubernetes.io/version",
+    "version",
+];
 
 /// What tells one flow from another. Cloning counts references, nothing is copied.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,18 +92,8 @@ impl PeerLabels {
             namespace: name.namespace.clone(),
             app: label(&["app"]).unwrap_or_else(|| UNKNOWN.into()),
             version: label(&["version"]).unwrap_or_else(|| UNKNOWN.into()),
-            canonical_service: label(&[
-                "service.istio.io/canonical-name",
-                "app.kubernetes.io/name",
-                "app",
-            ])
-            .unwrap_or_else(|| name.name.clone()),
-            canonical_revision: label(&[
-                "service.istio.io/canonical-revision",
-                "app.kubernetes.io/version",
-                "version",
-            ])
-            .unwrap_or_else(|| "latest".into()),
+            canonical_service: label(&CANONICAL_SERVICE).unwrap_or_else(|| name.name.clone()),
+            canonical_revision: label(&CANONICAL_REVISION).unwrap_or_else(|| "latest".into()),
             ..Self::all(UNKNOWN)
         }
     }

@@ -30,13 +30,10 @@ pub(crate) use flows::Flow;
 pub(crate) use flows::Flows;
 pub use handshakes::Role;
 pub use identity::{CertificateGauge, FileGauge, IdentityGauges, TunnelGauge};
-pub(crate) use labels::FlowKey;
+pub(crate) use labels::{CANONICAL_REVISION, CANONICAL_SERVICE, FlowKey};
 pub(crate) use requests::{Answer, FlowRef, Measured, Requests, SeriesCache};
 pub use services::{EndpointGauge, ServiceGauge};
-pub(crate) use traffic::tell_breaker;
-pub use traffic::{
-    BreakerState, Detected, HealthChange, Mirror, PoolEvent, RateLimitOutcome, Retry, Side,
-};
+pub use traffic::{Detected, HealthChange, Mirror, PoolEvent, RateLimitOutcome, Retry, Side};
 
 use super::{Reason, lock};
 use decisions::Decisions;

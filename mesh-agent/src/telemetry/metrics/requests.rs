@@ -335,18 +335,21 @@ impl Requests {
             }
         }
         let flow = self.flow(key, directory);
-        let Some(series) = self.series(&flow, answer) else {
-            self.folded.fetch_add(1, Ordering::Relaxed);
-            return count(&flow, &flow.rest);
-        };
-        count(&flow, &series);
+        let own = key.is(&flow.key);
+        let series = self.series(&flow, answer, own);
+        count(&flow, series.as_ref().unwrap_or(&flow.rest));
         // What is counted in the overflow may get room of its own later.
-        if key.is(&flow.key) {
-            let mut cached = lock(&cache.0);
-            if cached.len() >= MAX_CACHED {
-                cached.remove(0);
+        match series {
+            Some(series) if own => {
+                let mut cached = lock(&cache.0);
+                if cached.len() >= MAX_CACHED {
+                    cached.remove(0);
+                }
+                cached.push((flow, series));
             }
-            cached.push((flow, series));
+            _ => {
+                self.folded.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -357,7 +360,6 @@ impl Requests {
             return flow.clone();
         }
         if self.series.load(Ordering::Relaxed) >= self.max {
-            self.folded.fetch_add(1, Ordering::Relaxed);
             let at = usize::from(key.inbound)
                 + 2 * usize::from(key.security.is_some())
                 + 4 * usize::from(key.grpc);
@@ -372,8 +374,8 @@ impl Requests {
             .clone()
     }
 
-    /// `None`: there are too many.
-    fn series(&self, flow: &RequestFlow, answer: Answer) -> Option<Arc<Series>> {
+    /// `None`: there are too many. Of the overflow flows, which are few (not `own`), answers do not count against the cap.
+    fn series(&self, flow: &RequestFlow, answer: Answer, own: bool) -> Option<Arc<Series>> {
         if let Some(series) = flow.find(answer) {
             return Some(series);
         }
@@ -381,8 +383,6 @@ impl Requests {
         if let Some(series) = answers.iter().find(|s| s.is(answer.labels())) {
             return Some(series.clone());
         }
-        // The overflow flows are few; their answers do not count against the cap.
-        let own = self.overflow.iter().all(|o| !std::ptr::eq(&**o, flow));
         if answers.len() >= MAX_ANSWERS || (own && self.series.load(Ordering::Relaxed) >= self.max)
         {
             return None;

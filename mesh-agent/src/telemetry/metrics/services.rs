@@ -1,7 +1,7 @@
 //! Services and their endpoints as the catalog holds them at a scrape: what is in flight, budgets, breakers.
 
-use super::{families::Families, traffic::BreakerState};
-use crate::model::ResourceName;
+use super::families::Families;
+use crate::{model::ResourceName, resilience::BreakerState};
 
 /// Series of endpoints; the rest is left out of a scrape.
 const MAX_ENDPOINTS: usize = 10_000;
@@ -33,7 +33,7 @@ const fn value(state: BreakerState) -> f64 {
     match state {
         BreakerState::Closed => 0.0,
         BreakerState::HalfOpen => 1.0,
-        BreakerState::Open => 2.0,
+        BreakerState::Open { .. } => 2.0,
     }
 }
 
@@ -77,7 +77,7 @@ pub(super) fn encode(services: &[ServiceGauge], out: &mut Families<'_>) -> std::
                 let open = s
                     .endpoints
                     .iter()
-                    .filter(|e| e.breaker == BreakerState::Open);
+                    .filter(|e| matches!(e.breaker, BreakerState::Open { .. }));
                 (labels(s), open.count() as f64)
             }),
     )?;

@@ -4,7 +4,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
@@ -12,7 +11,7 @@ use std::{
 };
 
 use super::{families::Families, labels::OVERFLOW, lock};
-use crate::model::ResourceName;
+use crate::{model::ResourceName, resilience::Transition};
 
 /// Services with series of their own.
 const MAX_SERVICES: usize = 2_000;
@@ -53,11 +52,23 @@ words! {
 }
 
 words! {
-    /// What became of an endpoint's breaker.
-    BreakerState {
-        Closed = "closed",
-        HalfOpen = "half_open",
-        Open = "open",
+    /// What became of an endpoint's breaker: the state that it entered, or an ejection that there was no room for.
+    BreakerChange {
+        Closed = "Closed",
+        HalfOpen = "HalfOpen",
+        Open = "Open",
+        Refused = "refused",
+    }
+}
+
+impl BreakerChange {
+    const fn of(transition: &Transition) -> Self {
+        match transition {
+            Transition::Closed => Self::Closed,
+            Transition::HalfOpen => Self::HalfOpen,
+            Transition::Opened { .. } => Self::Open,
+            Transition::Refused { .. } => Self::Refused,
+        }
     }
 }
 
@@ -142,8 +153,7 @@ fn add(counters: &[AtomicU64], word: usize) {
 struct ServiceCounts {
     attempts: AtomicU64,
     retries: Words<{ Retry::ALL.len() }>,
-    /// By the state that was entered.
-    breaker: Words<{ BreakerState::ALL.len() }>,
+    breaker: Words<{ BreakerChange::ALL.len() }>,
     health: Words<{ HealthChange::ALL.len() }>,
     panic: AtomicBool,
     panics: AtomicU64,
@@ -224,8 +234,11 @@ impl Traffic {
         self.of(service, |counts| add(&counts.retries, outcome as usize));
     }
 
-    pub(crate) fn breaker(&self, service: &ResourceName, to: BreakerState) {
-        self.of(Some(service), |counts| add(&counts.breaker, to as usize));
+    pub(crate) fn breaker(&self, service: &ResourceName, transition: &Transition) {
+        let change = BreakerChange::of(transition);
+        self.of(Some(service), |counts| {
+            add(&counts.breaker, change as usize)
+        });
     }
 
     pub(crate) fn health(&self, service: &ResourceName, to: HealthChange) {
@@ -455,9 +468,9 @@ const BY_SERVICE: [(&str, &str, &str, Texts, Read); 3] = [
     ),
     (
         "mesh_breaker_transitions",
-        "Changes of the circuit breakers of a service's endpoints, by the state entered",
+        "Changes of the circuit breakers of a service's endpoints, by the state entered; refused: no more may be ejected",
         "to",
-        || BreakerState::ALL.iter().map(|w| w.as_str()).collect(),
+        || BreakerChange::ALL.iter().map(|w| w.as_str()).collect(),
         |counts| &counts.breaker,
     ),
     (
@@ -497,17 +510,4 @@ fn encode_limits(rows: &[Row<'_>], out: &mut Families<'_>) -> std::fmt::Result {
             ([service, namespace, limit, outcome], *n)
         }),
     )
-}
-
-/// What the log says of a breaker.
-pub(crate) fn tell_breaker(service: &ResourceName, endpoint: SocketAddr, to: BreakerState) {
-    match to {
-        BreakerState::Open => {
-            tracing::warn!(%service, %endpoint, "circuit breaker opened: the endpoint keeps failing");
-        }
-        BreakerState::HalfOpen => {
-            tracing::info!(%service, %endpoint, "circuit breaker half open: one request probes the endpoint");
-        }
-        BreakerState::Closed => tracing::info!(%service, %endpoint, "circuit breaker closed"),
-    }
 }

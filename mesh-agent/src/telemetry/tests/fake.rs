@@ -13,7 +13,8 @@ use crate::{
         EffectivePolicy, Enrolment, ResourceName, SpiffeId, TrustDomain, TunnelProtocol, Workload,
     },
     telemetry::{
-        ConnMeta, ConnStore, Directory, Peer, Protocol, Telemetry, TelemetryOptions, lock,
+        ConnGuard, ConnMeta, ConnStore, Directory, Peer, Protocol, Reason, RequestStart, Telemetry,
+        TelemetryOptions, TraceContext, lock,
     },
 };
 
@@ -201,4 +202,36 @@ pub(super) fn sum(exposition: &str, family: &str, labels: &[(&str, &str)]) -> u6
         })
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum::<f64>() as u64
+}
+
+/// A GET of /cart.
+pub(super) fn get() -> RequestStart {
+    RequestStart {
+        method: http::Method::GET,
+        uri: "/cart?id=7&token=secret".parse().unwrap(),
+        version: http::Version::HTTP_11,
+        authority: Some(http::HeaderValue::from_static("web.shop:80")),
+        request_id: Some(http::HeaderValue::from_static("r-1")),
+        user_agent: Some(http::HeaderValue::from_static("curl/8")),
+        grpc: false,
+        trace: TraceContext::default(),
+    }
+}
+
+/// A connection on which requests come.
+pub(super) fn http(telemetry: &Telemetry, meta: ConnMeta) -> ConnGuard {
+    let guard = telemetry.open(meta);
+    guard.set_protocol(Protocol::Http);
+    guard
+}
+
+/// One request that is answered by shop/web-1.
+pub(super) fn answered(connection: &ConnGuard, start: RequestStart, status: u16) {
+    let mut guard = connection.request(start);
+    guard.attempt("10.0.0.2:8080".parse().unwrap(), Some(&name("shop/web-1")));
+    guard.attempt_connected();
+    guard.bytes().add_request(3);
+    guard.response_started(http::StatusCode::from_u16(status).unwrap());
+    guard.bytes().add_response(5);
+    guard.finish(Reason::Completed);
 }

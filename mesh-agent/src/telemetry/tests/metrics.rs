@@ -10,9 +10,9 @@ use std::{
 
 use super::fake::{name, outbound, sum, telemetry};
 use crate::telemetry::{
-    AgentGauges, AgentSource, BreakerState, CertificateGauge, ConfigGauges, ConnMeta,
-    EndpointGauge, FileGauge, IdentityGauges, MapGauge, Outcome, Reason, Role, ServiceGauge,
-    Telemetry, TelemetryOptions, TunnelGauge,
+    AgentGauges, AgentSource, CertificateGauge, ConfigGauges, ConnMeta, EndpointGauge, FileGauge,
+    IdentityGauges, MapGauge, Outcome, Reason, Role, ServiceGauge, Telemetry, TelemetryOptions,
+    TunnelGauge,
 };
 
 struct Gauges;
@@ -71,7 +71,9 @@ impl AgentSource for Gauges {
                 budget: Some(9.5),
                 endpoints: vec![EndpointGauge {
                     address: "10.0.0.2:8080".into(),
-                    breaker: BreakerState::Open,
+                    breaker: crate::resilience::BreakerState::Open {
+                        until: Instant::now(),
+                    },
                 }],
             }],
         }

@@ -1,6 +1,9 @@
-//! Where a request is in a trace: read from its headers, written to those of each attempt.
+//! Where a request is in a trace: read from its headers, written to those of each attempt; its spans, and their export.
 
 mod b3;
+mod export;
+mod otlp;
+mod span;
 #[cfg(test)]
 mod tests;
 mod w3c;
@@ -8,6 +11,8 @@ mod w3c;
 use http::{HeaderMap, HeaderValue};
 
 pub use b3::B3;
+pub use export::{Exporter, TracingError, TracingOptions};
+pub(super) use span::{Spans, Tracing};
 pub use w3c::TraceParent;
 
 /// Where a request is in a trace (W3C Trace Context, B3).
@@ -17,6 +22,8 @@ pub struct TraceContext {
     trace: u128,
     /// Of who sent the request; in what an attempt sends along, the attempt's.
     span: u64,
+    /// The IDs are the client's.
+    remote: bool,
     flags: u8,
     /// `None`: nobody has decided yet.
     sampled: Option<bool>,
@@ -55,6 +62,7 @@ impl TraceContext {
             return Self {
                 trace: parent.trace,
                 span: parent.parent,
+                remote: true,
                 flags: parent.flags,
                 sampled: Some(parent.flags & w3c::SAMPLED != 0),
                 // The other forms may name another trace.
@@ -66,13 +74,20 @@ impl TraceContext {
                 ..forms
             };
         }
-        let b3 = single.or(multi).unwrap_or_default();
+        // One of the two may be a decision alone.
+        let b3 = single
+            .filter(|b3| b3.ids.is_some())
+            .or(multi.filter(|b3| b3.ids.is_some()))
+            .or(single)
+            .or(multi)
+            .unwrap_or_default();
         let (trace, span) = b3
             .ids
             .unwrap_or_else(|| (w3c::random_trace(), w3c::random_span()));
         Self {
             trace,
             span,
+            remote: b3.ids.is_some(),
             sampled: b3.sampled,
             debug: b3.debug,
             short: b3.short,
@@ -126,22 +141,5 @@ impl TraceContext {
     /// The trace's ID; `None`: nothing was read from the request.
     pub fn trace_id(&self) -> Option<u128> {
         (self.trace != 0).then_some(self.trace)
-    }
-}
-
-/// Spans of one sampled request; placeholder until the export is in.
-#[derive(Debug)]
-pub(super) struct Spans {}
-#[derive(Debug)]
-pub(super) struct Tracing {}
-impl Tracing {
-    pub(super) fn begin(&self, _: &mut TraceContext) -> Option<Box<Spans>> {
-        None
-    }
-    pub(super) fn end(&self, _: Spans, _: &super::request::Finished<'_>) {}
-}
-impl Spans {
-    pub(super) fn attempt(&mut self, trace: &TraceContext) -> TraceContext {
-        trace.clone()
     }
 }
