@@ -11,8 +11,8 @@ use mesh_common::TUNNEL_PORT;
 use crate::{
     catalog::{Snapshot, Upstream},
     model::{
-        AppProtocol, EffectivePolicy, Enrolment, MtlsMode, OutboundMode, ResourceName, SpiffeId,
-        TunnelProtocol, Workload,
+        AppProtocol, EffectivePolicy, Enrolment, HashKey, LoadBalancer, MtlsMode, OutboundMode,
+        ResourceName, SpiffeId, Strategy, TunnelProtocol, Workload,
     },
     policy::{Authorizer, Facts, Verdict},
     telemetry::{Outcome, Reason, Telemetry},
@@ -71,19 +71,26 @@ pub(crate) enum Speaks {
     Detect,
 }
 
-/// Decides for the clients of a namespace. A declaration goes before a route: what is declared as TCP is not read.
+/// Decides for the clients of a namespace. A declaration goes before everything: what is declared as TCP is not read.
 pub(crate) fn speaks(catalog: &Snapshot, upstream: &Upstream, client_namespace: &str) -> Speaks {
     match upstream.port.app_protocol {
         AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => Speaks::Http,
         AppProtocol::Tcp | AppProtocol::Tls | AppProtocol::Other(_) => Speaks::Opaque,
         AppProtocol::Undeclared => {
             let service = &upstream.service.name;
-            match catalog.routes(client_namespace, service, upstream.port.port) {
-                Some(_) => Speaks::Http,
-                None => Speaks::Detect,
+            let routes = catalog.routes(client_namespace, service, upstream.port.port);
+            // An endpoint that is chosen by what a request says cannot be connected to before it has come.
+            if routes.is_some() || hashes_requests(&upstream.service.traffic.load_balancer) {
+                Speaks::Http
+            } else {
+                Speaks::Detect
             }
         }
     }
+}
+
+fn hashes_requests(balancer: &LoadBalancer) -> bool {
+    balancer.strategy == Strategy::ConsistentHash && balancer.hash != HashKey::SourceAddress
 }
 
 /// How an address is reached.

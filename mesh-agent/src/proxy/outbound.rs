@@ -167,7 +167,7 @@ async fn http(
     .await
     {
         Ok(Peeked::Http(version)) => {
-            requests(shared, served, origin, client, report, version).await;
+            requests(shared, served, origin, client, report, version, None).await;
         }
         // It came, said nothing whole and went.
         Ok(Peeked::Closed) => report.finish(Reason::ClientReset),
@@ -191,10 +191,11 @@ async fn requests(
     client: Leg,
     report: Report,
     version: HttpVersion,
+    first: Option<SocketAddr>,
 ) {
     let (shared, served) = (Arc::clone(shared), Arc::clone(served));
     let Origin { dialled, from } = origin;
-    let requests = http::Outbound::new(shared, served, report, dialled, from, version);
+    let requests = http::Outbound::new(shared, served, report, dialled, from, version, first);
     requests.run(client.into()).await;
 }
 
@@ -225,7 +226,7 @@ async fn detected(
                     let peeked = timeout(LAST_LOOK, &mut peeking).await;
                     drop((connecting, peeking));
                     if let Ok(Peeked::Http(version)) = peeked {
-                        requests(shared, served, origin, client, report, version).await;
+                        requests(shared, served, origin, client, report, version, None).await;
                         return None;
                     }
                     return ready(client, Err(reason), report);
@@ -240,14 +241,6 @@ async fn detected(
         }
     };
     drop(peeking);
-    if let Peeked::Http(version) = peeked {
-        drop(connecting);
-        if let (Some(connected), Some(service)) = (connected, service) {
-            http::adopt(shared, served, origin.from, version, &service, connected);
-        }
-        requests(shared, served, origin, client, report, version).await;
-        return None;
-    }
     let result = match connected {
         Some(connected) => Ok(connected),
         None => tokio::select! {
@@ -257,6 +250,15 @@ async fn detected(
         },
     };
     drop(connecting);
+    if let Peeked::Http(version) = peeked {
+        let mut first = None;
+        if let (Ok(connected), Some(service)) = (result, service) {
+            first = Some(connected.endpoint);
+            http::adopt(shared, served, origin.from, version, &service, connected).await;
+        }
+        requests(shared, served, origin, client, report, version, first).await;
+        return None;
+    }
     ready(client, result, report)
 }
 

@@ -77,6 +77,8 @@ pub(super) struct Attempts<'a> {
     times: Times,
     hash: Option<u64>,
     candidates: Candidates<'a, UpstreamEndpoint>,
+    /// Goes before them: chosen already.
+    first: Option<usize>,
     /// How many the iterator has given; when it is through all it starts again.
     looked_at: usize,
     /// Why there was no endpoint: see [`Attempts::choose`].
@@ -131,11 +133,18 @@ impl<'a> Attempts<'a> {
             hop,
             upgrade,
             hash,
+            first: None,
             looked_at: 0,
             failure: Reason::NoEndpoints,
             count: 0,
             connect_deadline: None,
         }
+    }
+
+    /// Tries this endpoint first.
+    pub(super) fn begin_with(&mut self, endpoint: SocketAddr) {
+        let mut endpoints = self.upstream.endpoints.iter();
+        self.first = endpoints.position(|known| known.endpoint.address == endpoint);
     }
 
     /// Tries until there is an answer for the client.
@@ -297,7 +306,7 @@ impl<'a> Attempts<'a> {
     fn choose(&mut self) -> Option<Candidate> {
         let upstream = self.upstream;
         let policy = &upstream.service.traffic;
-        while let Some(index) = self.candidates.next() {
+        while let Some(index) = self.first.take().or_else(|| self.candidates.next()) {
             self.looked_at += 1;
             let state = &upstream.endpoints[index].state;
             let breaker = policy.breaker.as_ref();

@@ -57,6 +57,8 @@ pub(in crate::proxy) struct Outbound {
     pub(super) version: HttpVersion,
     /// Whom requests of clients are for that do not say it: what was dialled.
     pub(super) fallback: String,
+    /// The endpoint that was connected to while the protocol was detected: the first request's.
+    first: Mutex<Option<SocketAddr>>,
     /// Connections that a request has turned into something else.
     upgraded: Mutex<JoinSet<()>>,
 }
@@ -131,6 +133,7 @@ impl Outbound {
         dialled: SocketAddr,
         client: Client,
         version: HttpVersion,
+        first: Option<SocketAddr>,
     ) -> Arc<Self> {
         Arc::new(Self {
             shared,
@@ -140,12 +143,17 @@ impl Outbound {
             client,
             version,
             fallback: dialled.to_string(),
+            first: Mutex::new(first),
             upgraded: Mutex::default(),
         })
     }
 
     fn report(&self) -> MutexGuard<'_, Option<Report>> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn first(&self) -> MutexGuard<'_, Option<SocketAddr>> {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the request goes by the routes of now, and what they do to it on the way.
@@ -279,7 +287,7 @@ impl Outbound {
         let (hash, cookie) = self.hash(upstream, &parts);
         let replay = Replay::new(incoming, REPLAY, Arc::clone(open.bytes()));
         let grpc = headers::is_grpc(&parts.headers);
-        let attempts = Attempts::new(
+        let mut attempts = Attempts::new(
             self,
             &destination,
             &plan,
@@ -289,6 +297,9 @@ impl Outbound {
             hash,
             upgrade.as_ref(),
         );
+        if let Some(first) = self.first().take() {
+            attempts.begin_with(first);
+        }
         let answered = attempts.run(open).await?;
         self.respond(
             answered,
@@ -597,7 +608,7 @@ fn now() -> Clock {
 }
 
 /// Gives a connection that was made while the client's protocol was detected to the pool.
-pub(in crate::proxy) fn adopt(
+pub(in crate::proxy) async fn adopt(
     shared: &Shared,
     served: &Served,
     client: Client,
@@ -607,8 +618,7 @@ pub(in crate::proxy) fn adopt(
 ) {
     // An endpoint that is reached in another way by now gets a new one.
     if let Ok(key) = attempt::key(shared, served, client, version, connected.endpoint) {
-        shared
-            .http
-            .adopt(&key, connected, &upstream.service.traffic.pool);
+        let options = &upstream.service.traffic.pool;
+        shared.http.adopt(&key, connected, options).await;
     }
 }

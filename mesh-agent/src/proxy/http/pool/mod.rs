@@ -151,24 +151,21 @@ impl<B: RequestBody> Pools<B> {
     }
 
     /// Puts a connection into the pool that was made before it was known what it is for.
-    pub(in crate::proxy) fn adopt(
+    pub(in crate::proxy) async fn adopt(
         &self,
         key: &PoolKey,
         connected: Connected,
         options: &ConnectionPool,
     ) {
         let endpoint = self.endpoint(key);
-        let (options, version) = (*options, key.version);
-        self.tasks.spawn_detached(async move {
-            match version {
-                HttpVersion::Http1 => {
-                    if let Ok(connection) = made(connected, &endpoint, &options).await {
-                        connection.settle();
-                    }
+        match key.version {
+            HttpVersion::Http1 => {
+                if let Ok(connection) = made(connected, &endpoint, options).await {
+                    connection.settle();
                 }
-                HttpVersion::Http2 => endpoint.adopt(connected, &options).await,
             }
-        });
+            HttpVersion::Http2 => endpoint.adopt(connected, options).await,
+        }
     }
 
     /// The workload is gone: closes what is idle of it, and what is busy when it is idle.
