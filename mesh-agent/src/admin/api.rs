@@ -7,6 +7,7 @@ mod endpoints;
 mod explain;
 mod identity;
 mod policies;
+mod routes;
 
 pub use endpoints::{EndpointDetail, PortEndpoints};
 pub use explain::{
@@ -16,6 +17,7 @@ pub use identity::{
     CaState, Certificate, Certificates, IdentitySummary, RevocationList, TrustBundle, TrustRoot,
 };
 pub use policies::Policy;
+pub use routes::{BoundMatch, Route, RouteBackend, RouteCondition, RouteParent, Routes};
 
 pub use crate::telemetry::{Connection, TappedRequest};
 

@@ -32,6 +32,10 @@ pub(super) fn collect(state: &AdminState) -> SupportBundle {
         json("services.json", &state.agent.services()),
         json("certs.json", &state.agent.certificates()),
         json("policies.json", &state.agent.policies()),
+        json(
+            "routes.json",
+            &state.agent.routes(None, None).unwrap_or_default(),
+        ),
         json("connections.json", &state.telemetry.open_connections()),
         json("connections-closed.json", &closed),
         json("config.json", &state.agent.config()),

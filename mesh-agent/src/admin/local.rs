@@ -7,7 +7,7 @@ use hyper::{Method, Request, StatusCode, body::Incoming};
 
 use super::{
     AdminState, LocalSocket,
-    api::{ExplainQuery, LogLevel, PortEndpoints, Released},
+    api::{ExplainQuery, LogLevel, PortEndpoints, Released, Routes},
     bundle,
     filter::ConnectionFilter,
     http::{self, Answer, accept_loop, blocking},
@@ -58,7 +58,8 @@ async fn answer(request: Request<Incoming>, state: AdminState) -> Answer {
 fn methods(path: &str) -> Option<&'static str> {
     Some(match path {
         "/v1/status" | "/v1/workloads" | "/v1/services" | "/v1/connections" | "/v1/certs"
-        | "/v1/policies" | "/v1/endpoints" | "/v1/explain" | "/v1/config" | "/v1/tap" => "GET",
+        | "/v1/policies" | "/v1/endpoints" | "/v1/routes" | "/v1/explain" | "/v1/config"
+        | "/v1/tap" => "GET",
         "/v1/log-level" => "GET, PUT",
         "/v1/release" | "/v1/support-bundle" => "POST",
         _ => return None,
@@ -106,6 +107,10 @@ fn read(path: &str, text: &str, state: &AdminState) -> Answer {
             Ok(rows) => http::json(&rows),
             Err(error) => http::refuse(StatusCode::BAD_REQUEST, &error),
         },
+        "/v1/routes" => match routes(text, state) {
+            Ok(routes) => http::json(&routes),
+            Err(error) => http::refuse(StatusCode::BAD_REQUEST, &error),
+        },
         "/v1/explain" => match ExplainQuery::parse(text).and_then(|q| state.agent.explain(&q)) {
             Ok(explanation) => http::json(&explanation),
             Err(error) => http::refuse(StatusCode::BAD_REQUEST, &error),
@@ -116,6 +121,18 @@ fn read(path: &str, text: &str, state: &AdminState) -> Answer {
 }
 
 fn endpoints(text: &str, state: &AdminState) -> Result<Vec<PortEndpoints>, String> {
+    let (service, namespace) = which(text)?;
+    let service = service.ok_or("which service? ?service=NAME or NAMESPACE/NAME")?;
+    state.agent.endpoints(&service, namespace.as_deref())
+}
+
+fn routes(text: &str, state: &AdminState) -> Result<Routes, String> {
+    let (service, namespace) = which(text)?;
+    state.agent.routes(service.as_deref(), namespace.as_deref())
+}
+
+/// `?service=` and `?namespace=`
+fn which(text: &str) -> Result<(Option<String>, Option<String>), String> {
     let (mut service, mut namespace) = (None, None);
     for (key, value) in query::parse(text) {
         match key.as_str() {
@@ -124,8 +141,7 @@ fn endpoints(text: &str, state: &AdminState) -> Result<Vec<PortEndpoints>, Strin
             _ => return Err(format!("{key} is not asked for here: service, namespace")),
         }
     }
-    let service = service.ok_or("which service? ?service=NAME or NAMESPACE/NAME")?;
-    state.agent.endpoints(&service, namespace.as_deref())
+    Ok((service, namespace))
 }
 
 fn in_namespace(text: &str, name: &str) -> bool {

@@ -56,6 +56,14 @@ pub trait AgentView: Send + Sync {
     fn endpoints(&self, _: &str, _: Option<&str>) -> Result<Vec<api::PortEndpoints>, String> {
         Err("this agent balances over nothing".into())
     }
+    /// Which routes are bound to the services with that name, NAME or NAMESPACE/NAME, or without one to all; and which
+    /// are not, with the reason.
+    ///
+    /// # Errors
+    /// A sentence for whoever asked: there is no such service.
+    fn routes(&self, _: Option<&str>, _: Option<&str>) -> Result<api::Routes, String> {
+        Ok(api::Routes::default())
+    }
     /// What would happen to a connection, decided by the code that decides on real ones.
     ///
     /// # Errors

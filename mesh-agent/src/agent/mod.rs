@@ -5,6 +5,7 @@ mod explain;
 mod identity;
 mod joined;
 mod options;
+mod routes;
 mod unmeshed;
 mod upkeep;
 mod view;

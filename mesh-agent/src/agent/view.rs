@@ -10,7 +10,7 @@ use std::{
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
-use super::{AgentOptions, endpoints, explain, identity, unmeshed::Unmeshed};
+use super::{AgentOptions, endpoints, explain, identity, routes, unmeshed::Unmeshed};
 use crate::{
     admin::{AgentView, api},
     api::{LabelSelector, Operator},
@@ -296,6 +296,10 @@ impl AgentView for View {
         endpoints::endpoints(&self.catalog.snapshot(), &self.health, service, namespace)
     }
 
+    fn routes(&self, wanted: Option<&str>, namespace: Option<&str>) -> Result<api::Routes, String> {
+        routes::routes(&self.catalog.snapshot(), wanted, namespace)
+    }
+
     fn explain(&self, query: &api::ExplainQuery) -> Result<api::Explanation, String> {
         explain::explain(
             &self.catalog.snapshot(),
@@ -321,6 +325,7 @@ impl AgentView for View {
                 .collect::<Vec<_>>(),
             "workloads": snapshot.workloads().collect::<Vec<_>>(),
             "services": snapshot.services().collect::<Vec<_>>(),
+            "routes": routes::routes(&snapshot, None, None).unwrap_or_default(),
         })
     }
 

@@ -221,16 +221,20 @@ impl Snapshot {
             .is_none_or(|node| node == &*self.node)
     }
 
-    /// What serves each of a service's virtual addresses and ports; dialled addresses of one IP family share it.
+    /// What serves each of a service's virtual addresses and ports; dialled addresses of one IP family share it. Of a
+    /// service without virtual addresses, what serves its ports for routes.
     pub fn upstreams_of<'s>(
         &'s self,
         service: &'s Service,
-    ) -> impl Iterator<Item = (IpAddr, u16, &'s Arc<Upstream>)> {
-        service.vips.iter().flat_map(move |vip| {
+    ) -> impl Iterator<Item = (Option<IpAddr>, u16, &'s Arc<Upstream>)> {
+        let headless = self.headless.get(&service.name).into_iter().flatten();
+        let headless = headless.map(|known| (None, known.port, &known.upstream));
+        let dialled = service.vips.iter().flat_map(move |vip| {
             service.ports.iter().filter_map(move |port| {
                 let upstream = self.upstreams.get(&(*vip, port.port))?;
-                Some((*vip, port.port, upstream))
+                Some((Some(*vip), port.port, upstream))
             })
-        })
+        });
+        dialled.chain(headless)
     }
 }

@@ -583,10 +583,12 @@ fn world(catalog: &Catalog) -> String {
     for service in snapshot.services() {
         lines.push(format!("{service:?}"));
         for (vip, port, upstream) in snapshot.upstreams_of(service) {
-            assert!(Arc::ptr_eq(snapshot.service_by_vip(vip).unwrap(), service));
+            if let Some(vip) = vip {
+                assert!(Arc::ptr_eq(snapshot.service_by_vip(vip).unwrap(), service));
+            }
             assert!(Arc::ptr_eq(&upstream.service, service));
             let endpoints: Vec<_> = upstream.endpoints.iter().map(|e| &e.endpoint).collect();
-            lines.push(format!("{vip} {port} {endpoints:?}"));
+            lines.push(format!("{vip:?} {port} {endpoints:?}"));
         }
     }
     let mut vips: Vec<IpAddr> = snapshot.vips().collect();

@@ -14,6 +14,7 @@ mod output;
 mod policies;
 mod reach;
 mod release;
+mod routes;
 mod run;
 mod services;
 mod status;
@@ -90,6 +91,8 @@ enum Command {
     Services,
     /// Lists the endpoints of a service: load, latency, breaker, health, last error
     Endpoints(endpoints::Endpoints),
+    /// Lists routes: what is bound in the order of precedence, what was rejected and why
+    Routes(routes::Routes),
     /// Lists the identities of this node with their certificates, and whom it trusts
     Certs,
     /// Lists authorization policies: what applies to whom, in effect or dry run
@@ -159,6 +162,7 @@ async fn ask(command: Command, global: &Global, screen: &Screen) -> Result<ExitC
         Command::Workloads => workloads::execute(global, screen).await,
         Command::Services => services::execute(global, screen).await,
         Command::Endpoints(endpoints) => endpoints.execute(global, screen).await,
+        Command::Routes(routes) => routes.execute(global, screen).await,
         Command::Certs => certs::execute(global, screen).await,
         Command::Policies(policies) => policies.execute(global, screen).await,
         Command::Explain(explain) => explain.execute(global, screen).await,

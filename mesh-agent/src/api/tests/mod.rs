@@ -49,4 +49,5 @@ mod messages;
 mod properties;
 mod published;
 mod quick;
+mod routes;
 mod traffic;

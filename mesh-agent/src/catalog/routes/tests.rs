@@ -440,3 +440,61 @@ fn a_service_without_virtual_address_is_a_backend_with_state_of_its_own() {
     let by_vip = gone.backend(&ResourceName::new("shop", "web-v2"), 80, true);
     assert!(by_vip.is_some(), "IPv4 only, dialled by IPv6");
 }
+
+/// All that can be seen of routes, but for the versions.
+fn seen(snapshot: &Snapshot) -> String {
+    let mut lines = Vec::new();
+    for (service, routes) in snapshot.routed_services() {
+        for (port, clients, table) in routes.iter() {
+            for listed in table.iter() {
+                lines.push(format!(
+                    "{service} {port} {clients:?} {} {} {:?} {:?}",
+                    listed.rule.label, listed.matched, listed.rule.backends, listed.rule.policy
+                ));
+            }
+        }
+    }
+    // Services are in no order; sorting keeps that of the matches out of it, which other tests hold.
+    lines.sort();
+    lines.extend(
+        snapshot
+            .route_statuses()
+            .map(|status| format!("{status:?}")),
+    );
+    lines.join("\n")
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(64))]
+
+    /// Whatever comes and goes in whatever order, what is left is as if it had been there from the start.
+    #[test]
+    fn steps_lead_where_a_fresh_start_does(steps in proptest::collection::vec(proptest::prelude::any::<u16>(), 1..8)) {
+        let policy = "apiVersion: mesh.covet.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: p, namespace: shop}\nspec:\n  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: h}]\n  timeouts: {request: 3s}\n".to_owned();
+        let pool = [
+            SERVICES.to_owned(),
+            SERVICES.replace("name: admin, port: 81", "name: admin, port: 82"),
+            V2.to_owned(),
+            http("shop/h", WEB, SPLIT),
+            http("shop/i", WEB_80, TO_V1),
+            http("client/h", WEB, TO_V1),
+            http("client/i", "{group: \"\", kind: Service, name: web-v2, namespace: shop}", TO_V1),
+            route("GRPCRoute", "shop/g", WEB_80, TO_V1),
+            route("GRPCRoute", "client/g", WEB, TO_V1),
+            policy,
+        ];
+        let mut world = World::new();
+        for step in steps {
+            let mut documents: Vec<&str> = Vec::new();
+            for (nth, document) in pool.iter().enumerate() {
+                // The first two are the same services with other ports.
+                let other = nth == 1 && step & 1 != 0;
+                if step & (1 << nth) != 0 && !other {
+                    documents.push(document);
+                }
+            }
+            let steps = seen(&world.load(&documents));
+            proptest::prop_assert_eq!(steps, seen(&World::new().load(&documents)));
+        }
+    }
+}

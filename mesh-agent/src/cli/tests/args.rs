@@ -24,6 +24,8 @@ fn every_command_is_accepted_with_global_options_behind_it() {
         "services -o wide",
         "endpoints shop/web",
         "endpoints web --watch --interval 2 --count 3 -o json",
+        "routes",
+        "routes shop/web -o wide",
         "run --config /etc/mesh --ca https://istiod.istio-system.svc:15012 --ca-token-file /t --ca-root-file /r --cert-ttl 90m",
         "certs -o wide",
         "run --config /etc/mesh --otlp-endpoint http://127.0.0.1:4317 --trace-sampling 0.5 --access-log-query --max-request-series 10",

@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 use crate::cli::{
-    certs, check, connections, endpoints, explain, output::Screen, policies, services, status,
-    table::Table, tap, watch, workloads,
+    certs, check, connections, endpoints, explain, output::Screen, policies, routes, services,
+    status, table::Table, tap, watch, workloads,
 };
 
 fn golden(name: &str, text: &str) {
@@ -227,4 +227,21 @@ fn check_text() {
         ),
     ];
     golden("check.txt", &check::render(&items, false));
+}
+
+#[test]
+fn route_tables() {
+    let rows = super::routes::routes();
+    let screen = |width| Screen {
+        terminal: false,
+        colour: false,
+        width,
+        height: None,
+    };
+    let at = |wide, width| routes::render(&rows, wide, &screen(width));
+    golden(
+        "routes.txt",
+        &[at(false, None), at(false, Some(100))].join("---\n"),
+    );
+    golden("routes-wide.txt", &at(true, None));
 }

@@ -4,6 +4,7 @@ mod args;
 mod golden;
 mod identity;
 mod reach;
+mod routes;
 mod table;
 
 use crate::admin::api::{
