@@ -374,7 +374,7 @@ fn errors_have_their_place() {
     assert_eq!(
         errors,
         [
-            "f:3:41: metadata.creationTimestamp: expected a time such as 2026-01-31T12:00:00Z, got \"yesterday\""
+            "f:3:40: metadata.creationTimestamp: expected a time such as 2026-01-31T12:00:00Z, got \"yesterday\""
         ]
     );
     let text = text.replace("yesterday", "null");
