@@ -136,7 +136,8 @@ impl Probe {
 #[derive(Clone, Debug, Default)]
 struct Side {
     consecutive: u32,
-    ring: Ring,
+    /// Only where the policy has a ratio: there may be very many endpoints.
+    ring: Option<Box<Ring>>,
 }
 
 #[derive(Clone, Debug)]
@@ -351,7 +352,10 @@ impl Breaker {
         };
         let ok = verdict == Verdict::Success;
         let by_ratio = policy.failure_ratio.is_some_and(|ratio| {
-            let (failures, total) = side.ring.record(ok, policy.window, now);
+            let (failures, total) =
+                side.ring
+                    .get_or_insert_default()
+                    .record(ok, policy.window, now);
             total >= policy.min_volume && f64::from(failures) >= ratio * f64::from(total)
         });
         match verdict {
@@ -372,8 +376,8 @@ impl Breaker {
         now: Instant,
         random: f64,
     ) -> Transition {
-        self.connects.ring = Ring::default();
-        self.requests.ring = Ring::default();
+        self.connects.ring = None;
+        self.requests.ring = None;
         self.refused = None;
         let until = now + open_for(policy, self.openings, random);
         self.openings = self.openings.saturating_add(1);

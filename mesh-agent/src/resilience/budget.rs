@@ -7,7 +7,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
@@ -25,10 +25,16 @@ const FLOOR_PART: u64 = 1_000_000_000 / PARTS;
 /// One for each service. Counting a request takes no lock.
 #[derive(Debug)]
 pub struct Budget {
-    requests: Window,
     /// Nanoseconds of one part of the window.
     width: AtomicU64,
-    retries: Mutex<Retried>,
+    /// Made with the first request: a node calls few of the services of a large mesh.
+    counts: OnceLock<Box<Counts>>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    requests: Window,
+    retried: Mutex<Retried>,
 }
 
 #[derive(Debug, Default)]
@@ -42,9 +48,8 @@ struct Retried {
 impl Default for Budget {
     fn default() -> Self {
         Self {
-            requests: Window::default(),
             width: AtomicU64::new(width(&RetryBudget::default())),
-            retries: Mutex::default(),
+            counts: OnceLock::new(),
         }
     }
 }
@@ -53,20 +58,28 @@ impl Budget {
     /// A request came (not a retry).
     pub fn request(&self, now: Instant) {
         let width = self.width.load(Ordering::Relaxed);
-        self.requests.add(nanos(now) / width);
+        self.counts().requests.add(nanos(now) / width);
     }
 
     /// Takes over the window of a policy. Another one than before starts the counting afresh.
     pub fn update(&self, policy: &RetryBudget) {
-        drop(self.lock(policy));
+        let width = width(policy);
+        if self.width.swap(width, Ordering::Relaxed) != width
+            && let Some(counts) = self.counts.get()
+        {
+            counts.requests.clear();
+            counts.lock().window.clear();
+        }
     }
 
     /// Counts one retry, if there is room for it.
     #[must_use = "the retry counts as made"]
     pub fn try_retry(&self, policy: &RetryBudget, now: Instant) -> bool {
-        let mut retried = self.lock(policy);
+        self.update(policy);
+        let counts = self.counts();
+        let mut retried = counts.lock();
         let (part, second) = retried.parts(width(policy), now);
-        let allowed = self.room(&retried, policy, part, second) > 0;
+        let allowed = retried.room(counts.requests.sum(part, PARTS), policy, part, second) > 0;
         if allowed {
             retried.window.add(part);
             retried.second.add(second);
@@ -76,28 +89,22 @@ impl Budget {
 
     /// How many retries would be allowed now.
     pub fn balance(&self, policy: &RetryBudget, now: Instant) -> u64 {
-        let mut retried = self.lock(policy);
+        let Some(counts) = self.counts.get() else {
+            return policy.min_per_second.into();
+        };
+        let mut retried = counts.lock();
         let (part, second) = retried.parts(width(policy), now);
-        self.room(&retried, policy, part, second)
+        retried.room(counts.requests.sum(part, PARTS), policy, part, second)
     }
 
-    fn room(&self, retried: &Retried, policy: &RetryBudget, part: u64, second: u64) -> u64 {
-        let requests = self.requests.sum(part, PARTS);
-        let share = (policy.percent * requests as f64 / 100.0) as u64;
-        let share = share.saturating_sub(retried.window.sum(part, PARTS + 1));
-        let floor = u64::from(policy.min_per_second);
-        let floor = floor.saturating_sub(retried.second.sum(second, PARTS + 1));
-        share.max(floor)
+    fn counts(&self) -> &Counts {
+        self.counts.get_or_init(Box::default)
     }
+}
 
-    fn lock(&self, policy: &RetryBudget) -> MutexGuard<'_, Retried> {
-        let retried = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
-        let width = width(policy);
-        if self.width.swap(width, Ordering::Relaxed) != width {
-            self.requests.clear();
-            retried.window.clear();
-        }
-        retried
+impl Counts {
+    fn lock(&self) -> MutexGuard<'_, Retried> {
+        self.retried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -106,6 +113,15 @@ impl Retried {
     fn parts(&mut self, width: u64, now: Instant) -> (u64, u64) {
         self.latest = self.latest.max(nanos(now));
         (self.latest / width, self.latest / FLOOR_PART)
+    }
+
+    /// How many more there may be, with so many requests in the window.
+    fn room(&self, requests: u64, policy: &RetryBudget, part: u64, second: u64) -> u64 {
+        let share = (policy.percent * requests as f64 / 100.0) as u64;
+        let share = share.saturating_sub(self.window.sum(part, PARTS + 1));
+        let floor = u64::from(policy.min_per_second);
+        let floor = floor.saturating_sub(self.second.sum(second, PARTS + 1));
+        share.max(floor)
     }
 }
 
