@@ -181,6 +181,9 @@ fn a_change_rebuilds_only_what_it_touches() {
         );
     }
     assert!(Arc::ptr_eq(&old.state, &new.state));
+    let web = ResourceName::new("shop", "web");
+    let by_name = after.service_state(&web).unwrap();
+    assert!(Arc::ptr_eq(by_name, &new.state));
     assert!(Arc::ptr_eq(&old.ejections, &new.ejections));
 
     let (old, new) = (

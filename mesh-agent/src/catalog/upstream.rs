@@ -140,3 +140,6 @@ impl Upstream {
 
 /// Where a service is dialled.
 pub(super) type Dialled = (IpAddr, u16);
+
+#[cfg(test)]
+mod tests;
