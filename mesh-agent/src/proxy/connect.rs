@@ -198,7 +198,9 @@ pub(super) async fn to_service(
         let endpoint = &upstream.endpoints[index].endpoint;
         let address = endpoint.address;
         report.set_upstream(address, endpoint.workload.clone());
-        tell(attempt.transition(), upstream, address);
+        shared
+            .telemetry
+            .breaker(&upstream.service.name, address, attempt.transition());
         let mut dialling = pin!(reach(shared, pod, address, service, client, deadline));
         let soon = attempt_deadline(Instant::now(), deadline, options.attempt_timeout);
         let (result, following) = match timeout_at(soon, dialling.as_mut()).await {
@@ -216,7 +218,9 @@ pub(super) async fn to_service(
         };
         let failure = match result {
             Ok(mut connected) => {
-                tell(attempt.succeeded(now()), upstream, address);
+                shared
+                    .telemetry
+                    .breaker(&upstream.service.name, address, attempt.succeeded(now()));
                 upstream.balancer.report(index, true);
                 tell_principals(&connected, report);
                 connected.permits = Some([service_permit, permit]);
@@ -234,11 +238,15 @@ pub(super) async fn to_service(
             "connect failed"
         );
         if failure.is_verdict() {
-            tell(attempt.succeeded(now()), upstream, address);
+            shared
+                .telemetry
+                .breaker(&upstream.service.name, address, attempt.succeeded(now()));
             break;
         }
         let transition = attempt.failed(&failure.to_string(), now(), rand::random());
-        tell(transition, upstream, address);
+        shared
+            .telemetry
+            .breaker(&upstream.service.name, address, transition);
         upstream.balancer.report(index, false);
         if Instant::now() >= deadline {
             break;
@@ -267,32 +275,6 @@ pub(super) async fn to_endpoint(
             }
             failure.reason
         })
-}
-
-/// Logs what became of a breaker.
-pub(super) fn tell(transition: Option<Transition>, upstream: &Upstream, address: SocketAddr) {
-    let service = &upstream.service.name;
-    match transition {
-        Some(Transition::Opened { until, kind, cause }) => {
-            let wait = until.saturating_duration_since(now());
-            let (kind, cause) = (kind.as_str(), cause.as_str());
-            tracing::warn!(%service, endpoint = %address, kind, cause, ?wait, "circuit breaker opened");
-        }
-        Some(Transition::Refused { kind, cause }) => {
-            let (kind, cause) = (kind.as_str(), cause.as_str());
-            tracing::warn!(
-                %service, endpoint = %address, kind, cause,
-                "the endpoint keeps failing, but as many are ejected as maxEjectionPercent allows"
-            );
-        }
-        Some(Transition::HalfOpen) => {
-            tracing::info!(%service, endpoint = %address, "circuit breaker half-open");
-        }
-        Some(Transition::Closed) => {
-            tracing::info!(%service, endpoint = %address, "circuit breaker closed");
-        }
-        None => {}
-    }
 }
 
 /// The candidates of one connection that may be tried.

@@ -107,6 +107,13 @@ impl<'p> Retries<'p> {
         }
     }
 
+    /// Whether the status of gRPC may decide about a retry.
+    pub fn wants_grpc_status(&self) -> bool {
+        self.policy.is_some_and(|policy| {
+            self.made <= policy.attempts && !policy.conditions.grpc_codes.is_empty()
+        })
+    }
+
     /// Retries made, those outside of the count left out.
     pub fn made(&self) -> u32 {
         self.made

@@ -7,9 +7,11 @@ use std::{
     time::{Duration, Instant as Clock, SystemTime},
 };
 
-use ::http::{HeaderName, HeaderValue, Request, Response, request::Parts};
-use hyper::body::Body as _;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use ::http::{HeaderName, HeaderValue, Request, Response, StatusCode, request::Parts};
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Frame};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::{
     HttpVersion,
@@ -23,7 +25,8 @@ use super::{
 use crate::{
     balance::{Candidates, Pick, client_key},
     catalog::{Upstream, UpstreamEndpoint},
-    model::AppProtocol,
+    model::{AppProtocol, TunnelProtocol},
+    policy::RequestPath,
     proxy::{
         Shared,
         connect::{self, Client, Connected},
@@ -31,15 +34,17 @@ use crate::{
         served::Served,
     },
     resilience::{
-        Attempt, Busy, Circumstances, Next, Outcome, Permit, Pushback, Retries, ServiceState,
-        Verdict,
+        Attempt, Busy, Circumstances, Decision, Next, Outcome, Permit, Pushback, RequestFacts,
+        Retries, ServiceState, Verdict,
     },
-    telemetry::{Reason, RequestGuard, TraceContext},
+    telemetry::{Reason, RequestGuard, Retry, TraceContext},
 };
 
 /// How many times an upstream has been asked, from 1.
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 /// Sent on with what is left of it.
+/// How long the first frame of a gRPC response may take that retries depend on.
+const FIRST_FRAME: Duration = Duration::from_millis(10);
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The head of the response that the client gets, and what its stream holds on to.
@@ -50,6 +55,8 @@ pub(super) struct Answered {
     pub(super) times: Times,
     /// Spoken with the upstream.
     pub(super) version: HttpVersion,
+    /// Taken from the body already.
+    pub(super) peeked: Option<Frame<Bytes>>,
     /// Retries were wanted and there were none left.
     pub(super) exhausted: bool,
 }
@@ -169,7 +176,14 @@ impl<'a> Attempts<'a> {
                 .map(Some)?;
         }
         let mut fresh = false;
+        let telemetry = &self.outbound.shared.telemetry;
+        let service = &upstream.service.name;
+        let mut charged = false;
+        let mut peeked = None;
         loop {
+            if let Some(on) = self.candidates.panic_turned() {
+                telemetry.panic(service, on);
+            }
             let Some(Candidate {
                 index,
                 attempt,
@@ -181,51 +195,24 @@ impl<'a> Attempts<'a> {
             self.count += 1;
             let begun = now();
             self.outbound.tell(upstream, index, attempt.transition());
-            let tried = self.attempt(index, fresh, guard).await;
+            if !std::mem::replace(&mut charged, true) {
+                self.charge(index)?;
+            }
+            let tried = self.attempt(index, fresh, &attempt, guard).await;
             let endpoint = &upstream.endpoints[index];
-            let (outcome, reason) = match &tried {
-                Tried::Answered(response) => (self.answered(response), Reason::Completed),
+            let mut tried = tried;
+            let (outcome, reason) = match &mut tried {
+                Tried::Answered(response) => {
+                    peeked = self.peek(response).await;
+                    (self.answered(response, peeked.as_ref()), Reason::Completed)
+                }
                 Tried::Failed { reason, outcome } => (*outcome, *reason),
             };
             guard.attempt_ended(match &tried {
                 Tried::Answered(response) => Ok(response.status()),
                 Tried::Failed { reason, .. } => Err(*reason),
             });
-            let verdict = match &tried {
-                Tried::Answered(response) => match outcome {
-                    // Known at the end of its stream.
-                    Outcome::Answered { grpc: None, .. } if self.grpc => None,
-                    Outcome::Answered { grpc, .. } => {
-                        Some(Verdict::of_answer(response.status(), self.grpc, grpc))
-                    }
-                    _ => None,
-                },
-                Tried::Failed { reason, .. } => Verdict::of_reason(*reason),
-            };
-            let mut attempt = Some(attempt);
-            if let Some(verdict) = verdict
-                && let Some(attempt) = attempt.take_if(|_| outcome != Outcome::NotConnected)
-            {
-                self.outbound
-                    .verdict(upstream, index, attempt, verdict, reason);
-            } else if outcome == Outcome::NotConnected
-                && !connect::is_ours(reason)
-                && let Some(attempt) = attempt.take()
-            {
-                let transition = attempt.failed(reason.as_str(), now(), rand::random());
-                self.outbound.tell(upstream, index, transition);
-            }
-            if outcome != Outcome::NotConnected {
-                endpoint.state.observe(
-                    begun.elapsed(),
-                    verdict.is_none_or(|verdict| verdict == Verdict::Success),
-                    now(),
-                );
-            }
-            upstream.balancer.report(
-                index,
-                verdict.is_none_or(|verdict| verdict == Verdict::Success),
-            );
+            let (verdict, attempt) = self.judge(index, attempt, &outcome, reason, begun);
             let another = self.looked_at < upstream.endpoints.len();
             let about = Circumstances {
                 can_replay: !self.upgrades_sent(&outcome) && self.replay.can_replay(),
@@ -234,6 +221,9 @@ impl<'a> Attempts<'a> {
                 now: now(),
                 random: rand::random(),
             };
+            if outcome == Outcome::NotConnected {
+                self.failure = reason;
+            }
             let decided = if connect::is_ours(reason) || connect::is_verdict(reason) {
                 Next::Pass
             } else {
@@ -244,6 +234,11 @@ impl<'a> Attempts<'a> {
             match decided {
                 Next::Pass | Next::Exhausted => {
                     let exhausted = decided == Next::Exhausted;
+                    if exhausted {
+                        telemetry.retry(Some(service), Retry::LimitReached);
+                    } else if self.retries.made() > 0 && verdict == Some(Verdict::Success) {
+                        telemetry.retry(Some(service), Retry::Succeeded);
+                    }
                     return match tried {
                         Tried::Answered(response) => {
                             self.replay.settle();
@@ -262,6 +257,7 @@ impl<'a> Attempts<'a> {
                                 replay: self.replay,
                                 times: self.times,
                                 version,
+                                peeked,
                                 exhausted,
                             })
                         }
@@ -269,6 +265,7 @@ impl<'a> Attempts<'a> {
                     };
                 }
                 Next::BudgetEmpty => {
+                    telemetry.retry(Some(service), Retry::BudgetRefused);
                     drop(tried);
                     return Err(Refusal::after(Reason::RetryBudget, Duration::from_secs(1)));
                 }
@@ -287,6 +284,7 @@ impl<'a> Attempts<'a> {
                 }
                 Next::NextEndpoint => next = self.choose(),
                 Next::After(wait) => {
+                    telemetry.retry(Some(service), Retry::Made);
                     drop(tried);
                     drop(permit);
                     self.pause(wait).await?;
@@ -299,6 +297,62 @@ impl<'a> Attempts<'a> {
             if let Some(client) = self.replay.client_failed() {
                 return Err(client.into());
             }
+        }
+    }
+
+    /// Tells the breaker and the balancer what came of an attempt. The attempt stays where its end is yet to come.
+    fn judge(
+        &self,
+        index: usize,
+        attempt: Attempt,
+        outcome: &Outcome,
+        reason: Reason,
+        begun: Clock,
+    ) -> (Option<Verdict>, Option<Attempt>) {
+        let upstream = self.upstream;
+        let verdict = match *outcome {
+            Outcome::NotConnected if connect::is_ours(reason) => return (None, Some(attempt)),
+            Outcome::NotConnected => {
+                let transition = attempt.failed(reason.as_str(), now(), rand::random());
+                self.outbound.tell(upstream, index, transition);
+                upstream.balancer.report(index, false);
+                return (None, None);
+            }
+            // Known at the end of its stream.
+            Outcome::Answered {
+                status, grpc: None, ..
+            } if self.grpc && status == StatusCode::OK => {
+                attempt.answered(now());
+                None
+            }
+            Outcome::Answered { status, grpc, .. } => {
+                Some(Verdict::of_answer(status, self.grpc, grpc))
+            }
+            _ => Verdict::of_reason(reason),
+        };
+        let ok = verdict.is_none_or(|verdict| verdict == Verdict::Success);
+        let state = &upstream.endpoints[index].state;
+        state.observe(now().saturating_duration_since(begun), ok, now());
+        upstream.balancer.report(index, ok);
+        let Some(verdict) = verdict else {
+            return (None, Some(attempt));
+        };
+        self.outbound
+            .verdict(upstream, index, attempt, verdict, reason);
+        (Some(verdict), None)
+    }
+
+    /// Where retries go by the status of gRPC, which most servers send in trailers without any message before: the first
+    /// frame, if it comes soon. It is passed on with the rest.
+    async fn peek(&self, response: &mut Response<UpstreamBody>) -> Option<Frame<Bytes>> {
+        let wanted = self.retries.wants_grpc_status() && self.replay.can_replay();
+        if !self.grpc || !wanted || body::grpc_status(response.headers()).is_some() {
+            return None;
+        }
+        match timeout(FIRST_FRAME, response.body_mut().frame()).await {
+            Ok(Some(Ok(frame))) => Some(frame),
+            // An error comes again when the body is read.
+            _ => None,
         }
     }
 
@@ -363,7 +417,48 @@ impl<'a> Attempts<'a> {
         self.upgrade.is_some() && matches!(outcome, Outcome::Answered { .. })
     }
 
-    async fn attempt(&mut self, index: usize, fresh: bool, guard: &mut RequestGuard) -> Tried {
+    /// Rate limits of an endpoint without an agent that would charge them.
+    fn charge(&self, index: usize) -> Result<(), Refusal> {
+        let limiters = &self.upstream.state.limiters;
+        let limits = &self.upstream.service.traffic.rate_limits;
+        if limits.is_empty() {
+            return Ok(());
+        }
+        let outbound = self.outbound;
+        let address = self.upstream.endpoints[index].endpoint.address;
+        let catalog = outbound.shared.catalog.load();
+        let owner = catalog.workload_by_address(address.ip());
+        let captured = |name| outbound.shared.catalog.is_captured(name);
+        if owner
+            .is_some_and(|owner| owner.protocol == TunnelProtocol::Hbone || captured(&owner.name))
+        {
+            return Ok(());
+        }
+        let path = RequestPath::new(self.parts.uri.path());
+        let source = catalog.workload(outbound.served.pod.name());
+        let facts = RequestFacts {
+            identity: source.map(|source| &source.identity),
+            source: outbound.client.address.ip(),
+            method: &self.parts.method,
+            path: path.normal(),
+            headers: &self.parts.headers,
+        };
+        match limiters.check(&facts, now()) {
+            Decision::Allowed(_) => Ok(()),
+            Decision::Refused(refused) => Err(Refusal {
+                limited: Some((refused.quota.policy_field(), refused.quota.field())),
+                ..Refusal::after(Reason::RateLimited, refused.wait)
+            }),
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        index: usize,
+        fresh: bool,
+        admitted: &Attempt,
+        guard: &mut RequestGuard,
+    ) -> Tried {
         let outbound = self.outbound;
         let endpoint = &self.upstream.endpoints[index].endpoint;
         let trace = guard.attempt(endpoint.address, endpoint.workload.as_ref());
@@ -412,6 +507,9 @@ impl<'a> Attempts<'a> {
             guard.set_security(Some(source), Some(destination));
         }
         let reused = checkout.is_reused();
+        if !reused {
+            admitted.connected(now());
+        }
         let Some(body) = self.replay.next() else {
             return Tried::Failed {
                 reason: self.replay.client_failed().unwrap_or(Reason::ClientReset),
@@ -465,7 +563,11 @@ impl<'a> Attempts<'a> {
     }
 
     /// What an answer means for retries.
-    fn answered(&self, response: &Response<UpstreamBody>) -> Outcome {
+    fn answered(
+        &self,
+        response: &Response<UpstreamBody>,
+        peeked: Option<&Frame<Bytes>>,
+    ) -> Outcome {
         let fields = response.headers();
         let pushback = match headers::pushback(fields) {
             Some(headers::Pushback::After(wait)) => Some(Pushback::Exactly(wait)),
@@ -475,7 +577,8 @@ impl<'a> Attempts<'a> {
         Outcome::Answered {
             status: response.status(),
             grpc: if self.grpc {
-                body::grpc_status(fields)
+                let trailers = peeked.and_then(Frame::trailers_ref);
+                body::grpc_status(fields).or_else(|| body::grpc_status(trailers?))
             } else {
                 None
             },

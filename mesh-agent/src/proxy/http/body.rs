@@ -132,6 +132,8 @@ impl BodyError {
 pub(in crate::proxy) enum Source {
     Incoming(Incoming),
     Upstream(UpstreamBody),
+    /// With the frame that was looked at.
+    Peeked(Option<Frame<Bytes>>, UpstreamBody),
     #[cfg(test)]
     Script(script::Script),
 }
@@ -148,20 +150,38 @@ impl From<UpstreamBody> for Source {
     }
 }
 
+impl From<(Option<Frame<Bytes>>, UpstreamBody)> for Source {
+    fn from((peeked, body): (Option<Frame<Bytes>>, UpstreamBody)) -> Self {
+        match peeked {
+            None => Self::Upstream(body),
+            peeked => Self::Peeked(peeked, body),
+        }
+    }
+}
+
+fn poll_upstream(
+    body: &mut UpstreamBody,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    Pin::new(body)
+        .poll_frame(cx)
+        .map_err(|error| match Cut::of(&error) {
+            Cut::Connection => Cut::Lost(error.reason),
+            known => known,
+        })
+}
+
 impl Source {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match self {
             Self::Incoming(incoming) => Pin::new(incoming)
                 .poll_frame(cx)
                 .map_err(|error| Cut::of(&error)),
-            Self::Upstream(body) => {
-                Pin::new(body)
-                    .poll_frame(cx)
-                    .map_err(|error| match Cut::of(&error) {
-                        Cut::Connection => Cut::Lost(error.reason),
-                        known => known,
-                    })
-            }
+            Self::Peeked(frame, body) => match frame.take() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => poll_upstream(body, cx),
+            },
+            Self::Upstream(body) => poll_upstream(body, cx),
             #[cfg(test)]
             Self::Script(script) => script.poll_frame(cx),
         }
@@ -171,6 +191,7 @@ impl Source {
         match self {
             Self::Incoming(incoming) => incoming.is_end_stream(),
             Self::Upstream(body) => body.is_end_stream(),
+            Self::Peeked(frame, body) => frame.is_none() && body.is_end_stream(),
             #[cfg(test)]
             Self::Script(script) => script.is_end_stream(),
         }
@@ -180,6 +201,8 @@ impl Source {
         match self {
             Self::Incoming(incoming) => incoming.size_hint(),
             Self::Upstream(body) => body.size_hint(),
+            // gRPC has no declared lengths.
+            Self::Peeked(..) => SizeHint::default(),
             #[cfg(test)]
             Self::Script(script) => script.size_hint(),
         }

@@ -70,6 +70,8 @@ pub(super) struct Refusal {
     pub(super) retry_after: Option<Duration>,
     /// What to check; ours, never the client's words.
     pub(super) detail: Cow<'static, str>,
+    /// `RateLimit-Policy` and `RateLimit`.
+    pub(super) limited: Option<(String, String)>,
 }
 
 impl Refusal {
@@ -78,6 +80,7 @@ impl Refusal {
             reason,
             retry_after: None,
             detail: Cow::Borrowed(detail),
+            limited: None,
         }
     }
 
@@ -87,6 +90,7 @@ impl Refusal {
             reason,
             retry_after: Some(wait),
             detail: Cow::Borrowed(""),
+            limited: None,
         }
     }
 }
@@ -367,6 +371,7 @@ impl Outbound {
             replay,
             times,
             version,
+            peeked,
             exhausted,
         } = answered;
         headers::strip_hop_by_hop(response.headers_mut());
@@ -420,7 +425,15 @@ impl Outbound {
             grpc,
             exhausted,
         };
-        let body = Relay::body(&head, body, grpc, replay.sent(), times, bytes, finish);
+        let body = Relay::body(
+            &head,
+            (peeked, body),
+            grpc,
+            replay.sent(),
+            times,
+            bytes,
+            finish,
+        );
         Ok(Response::from_parts(head, body))
     }
 
@@ -439,11 +452,9 @@ impl Outbound {
 
     /// Logs and counts what became of a breaker.
     pub(super) fn tell(&self, upstream: &Upstream, index: usize, transition: Option<Transition>) {
-        connect::tell(
-            transition,
-            upstream,
-            upstream.endpoints[index].endpoint.address,
-        );
+        let address = upstream.endpoints[index].endpoint.address;
+        let service = &upstream.service.name;
+        self.shared.telemetry.breaker(service, address, transition);
     }
 
     fn upgraded(&self) -> MutexGuard<'_, JoinSet<()>> {
@@ -533,7 +544,14 @@ impl Outbound {
             detail: &refusal.detail,
             retry_after: refusal.retry_after,
         };
-        let response = reply::reply(refusal.reason, &about);
+        let mut response = reply::reply(refusal.reason, &about);
+        if let Some((policy, limit)) = &refusal.limited {
+            for (name, value) in [("ratelimit-policy", policy), ("ratelimit", limit)] {
+                if let Ok(value) = HeaderValue::from_str(value) {
+                    response.headers_mut().insert(name, value);
+                }
+            }
+        }
         if let Some(mut guard) = guard {
             guard.response_started(response.status());
             guard.finish(refusal.reason);
