@@ -160,7 +160,8 @@ impl<'a> Attempts<'a> {
         let policy = &upstream.service.traffic;
         let state = &upstream.state;
         state.budget.request(now());
-        let wait = || sleep(ServiceState::pending_timeout(&policy.limits));
+        let pending = Instant::now() + ServiceState::pending_timeout(&policy.limits);
+        let wait = || sleep_until(pending);
         let mut service_permit = Some(
             state
                 .acquire_request(&policy.limits, wait)
@@ -170,7 +171,10 @@ impl<'a> Attempts<'a> {
         let mut next = self.choose();
         if next.is_none() && self.failure == Reason::RequestLimit {
             next = state
-                .acquire_place(&policy.limits, wait, || self.choose())
+                .acquire_place(&policy.limits, wait, || {
+                    self.begin_again();
+                    self.choose()
+                })
                 .await
                 .map_err(busy)
                 .map(Some)?;
@@ -198,9 +202,24 @@ impl<'a> Attempts<'a> {
             if !std::mem::replace(&mut charged, true) {
                 self.charge(index)?;
             }
-            let tried = self.attempt(index, fresh, &attempt, guard).await;
-            let endpoint = &upstream.endpoints[index];
-            let mut tried = tried;
+            let mut tried = self.attempt(index, fresh, &attempt, guard).await;
+            if let Tried::Failed {
+                reason: Reason::ConnectionLimit,
+                ..
+            } = tried
+            {
+                // A connection may be idle again, or closed, soon.
+                let mut asked = false;
+                let again = || std::mem::replace(&mut asked, true).then_some(());
+                drop((attempt, permit));
+                state
+                    .acquire_place(&policy.limits, wait, again)
+                    .await
+                    .map_err(|busy| limited(busy, Reason::ConnectionLimit))?;
+                self.begin_again();
+                next = self.choose();
+                continue;
+            }
             let (outcome, reason) = match &mut tried {
                 Tried::Answered(response) => {
                     peeked = self.peek(response).await;
@@ -212,23 +231,30 @@ impl<'a> Attempts<'a> {
                 Tried::Answered(response) => Ok(response.status()),
                 Tried::Failed { reason, .. } => Err(*reason),
             });
-            let (verdict, attempt) = self.judge(index, attempt, &outcome, reason, begun);
-            let another = self.looked_at < upstream.endpoints.len();
+            let following = match outcome {
+                Outcome::NotConnected => self.choose(),
+                _ => None,
+            };
             let about = Circumstances {
                 can_replay: !self.upgrades_sent(&outcome) && self.replay.can_replay(),
-                another,
+                another: following.is_some(),
                 left: self.left(),
                 now: now(),
                 random: rand::random(),
             };
-            if outcome == Outcome::NotConnected {
-                self.failure = reason;
-            }
             let decided = if connect::is_ours(reason) || connect::is_verdict(reason) {
                 Next::Pass
             } else {
                 self.retries
                     .next(&outcome, &about, &state.budget, &policy.retry_budget)
+            };
+            if outcome == Outcome::NotConnected {
+                self.failure = reason;
+            }
+            let (verdict, attempt) = match decided {
+                // The connection was old, or the server drains: no word about the endpoint.
+                Next::FreshConnection => (None, None),
+                _ => self.judge(index, attempt, &outcome, reason, begun),
             };
             fresh = false;
             match decided {
@@ -272,7 +298,8 @@ impl<'a> Attempts<'a> {
                 Next::FreshConnection => {
                     fresh = true;
                     let breaker = policy.breaker.as_ref();
-                    let again = endpoint.state.admit(breaker, &upstream.ejections, now());
+                    let state = &upstream.endpoints[index].state;
+                    let again = state.admit(breaker, &upstream.ejections, now());
                     next = again.map(|attempt| Candidate {
                         index,
                         attempt,
@@ -282,7 +309,7 @@ impl<'a> Attempts<'a> {
                         next = self.choose();
                     }
                 }
-                Next::NextEndpoint => next = self.choose(),
+                Next::NextEndpoint => next = following,
                 Next::After(wait) => {
                     telemetry.retry(Some(service), Retry::Made);
                     drop(tried);
@@ -312,6 +339,12 @@ impl<'a> Attempts<'a> {
         let upstream = self.upstream;
         let verdict = match *outcome {
             Outcome::NotConnected if connect::is_ours(reason) => return (None, Some(attempt)),
+            // It answered, and means it.
+            Outcome::NotConnected if connect::is_verdict(reason) => {
+                let transition = attempt.succeeded(now());
+                self.outbound.tell(upstream, index, transition);
+                return (None, None);
+            }
             Outcome::NotConnected => {
                 let transition = attempt.failed(reason.as_str(), now(), rand::random());
                 self.outbound.tell(upstream, index, transition);
@@ -676,8 +709,12 @@ pub(super) fn key(
 }
 
 fn busy(busy: Busy) -> Refusal {
+    limited(busy, Reason::RequestLimit)
+}
+
+fn limited(busy: Busy, limit: Reason) -> Refusal {
     let reason = match busy {
-        Busy::Limit => Reason::RequestLimit,
+        Busy::Limit => limit,
         Busy::QueueFull | Busy::TimedOut => Reason::PendingLimit,
     };
     Refusal::after(reason, Duration::from_secs(1))
