@@ -27,7 +27,7 @@ tests! {
     selectors_and_labels_reach_live_connections(deadline = 120),
     identity_is_not_an_address,
     connections_from_before_enrolment(deadline = 120),
-    what_is_not_yet_is_refused_by_name,
+    what_is_not_supported_is_refused_by_name,
 }
 
 pub(crate) fn teardown() {}
@@ -590,13 +590,13 @@ fn connections_from_before_enrolment() {
     }
 }
 
-fn what_is_not_yet_is_refused_by_name() {
+fn what_is_not_supported_is_refused_by_name() {
     let mesh = Mesh::plan(1).pods(0, &["web"]).prepare();
     let spec = rules(
         "ALLOW",
-        "  - to:\n    - operation:\n        methods: [GET]\n",
+        "  - from:\n    - source:\n        requestPrincipals: [\"*\"]\n",
     );
-    mesh.config.authorization("shop", "l7", &spec);
+    mesh.config.authorization("shop", "tokens", &spec);
     let out = mesh_tests::command::output(
         mesh.node(0),
         std::process::Command::new(mesh_tests::agent::binary())
@@ -608,7 +608,7 @@ fn what_is_not_yet_is_refused_by_name() {
         String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
     assert!(!out.status.success(), "{said}");
     assert!(
-        said.contains("methods") && said.contains("not yet"),
+        said.contains("requestPrincipals") && said.contains("not supported"),
         "{said}"
     );
 }

@@ -221,10 +221,15 @@ fn mistakes(taken: IpAddr, netns: &str, node: &str) -> Vec<Bad> {
             &["TCPRoute", "not yet"],
         ),
         bad(
-            "authorization of requests, which is not there yet",
-            format!("{AUTHORIZATION}  - to:\n    - operation:\n        methods: [GET]\n"),
+            "authorization by what a client can write itself",
+            format!(
+                "{AUTHORIZATION}  - from:\n    - source:\n        remoteIpBlocks: [10.0.0.0/8]\n"
+            ),
             10,
-            &["spec.rules[0].to[0].operation.methods", "not yet"],
+            &[
+                "spec.rules[0].from[0].source.remoteIpBlocks",
+                "not supported",
+            ],
         ),
         bad(
             "a principal that is no principal",
@@ -238,10 +243,10 @@ fn mistakes(taken: IpAddr, netns: &str, node: &str) -> Vec<Bad> {
             ],
         ),
         bad(
-            "a strategy of a later version",
-            format!("{TRAFFIC_POLICY}  loadBalancer:\n    strategy: peak_ewma\n"),
+            "a strategy that nobody knows",
+            format!("{TRAFFIC_POLICY}  loadBalancer:\n    strategy: fastest\n"),
             11,
-            &["spec.loadBalancer.strategy", "not yet"],
+            &["spec.loadBalancer.strategy", "peak_ewma", "\"fastest\""],
         ),
         bad(
             "a limit of nothing",

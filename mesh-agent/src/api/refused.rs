@@ -59,7 +59,7 @@ pub(super) fn field(kind: &str, path: &Path) -> Option<String> {
             "spec.rules.filters.externalAuth" | "spec.rules.backendRefs.filters.externalAuth",
         ) => "not supported: the mesh decides by AuthorizationPolicy",
         ("Service", "spec.trafficDistribution") => {
-            "not yet supported: this version does not prefer near endpoints"
+            "not yet supported: write loadBalancer.locality into a TrafficPolicy"
         }
         ("Service", "spec.topologyKeys") => "removed from Kubernetes in 1.22",
         ("Service", "spec.externalName") => {
