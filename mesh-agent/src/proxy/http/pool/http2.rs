@@ -24,7 +24,7 @@ use bytes::{Buf, Bytes};
 use hyper_util::rt::TokioIo;
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 
 use super::{
@@ -133,6 +133,9 @@ impl Http2 {
             return 1;
         }
         let peer = self.requests.current_max_send_streams();
+        if peer == UNSETTLED {
+            return 1;
+        }
         let peer = u32::try_from(peer).unwrap_or(u32::MAX);
         peer.min(self.options.max_concurrent_streams)
     }
@@ -213,7 +216,7 @@ async fn drive(
 ) {
     let mut ping = connection.ping_pong();
     let mut settled = false;
-    let mut clock = interval(PING_INTERVAL);
+    let mut clock = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pinged: Option<Instant> = None;
     let ended = loop {

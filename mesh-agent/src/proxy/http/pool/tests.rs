@@ -75,6 +75,8 @@ async fn exchange(
 struct Echo {
     address: SocketAddr,
     connections: Arc<AtomicU64>,
+    /// Those that have ended in order.
+    ended: Arc<AtomicU64>,
 }
 
 async fn echo(version: HttpVersion) -> Echo {
@@ -82,6 +84,8 @@ async fn echo(version: HttpVersion) -> Echo {
     let address = listener.local_addr().unwrap();
     let connections = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&connections);
+    let ended = Arc::<AtomicU64>::default();
+    let ends = Arc::clone(&ended);
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
@@ -90,27 +94,34 @@ async fn echo(version: HttpVersion) -> Echo {
                 Ok::<_, Infallible>(Response::new(request.into_body()))
             });
             let io = TokioIo::new(stream);
+            let ends = Arc::clone(&ends);
             tokio::spawn(async move {
-                match version {
+                let end = match version {
                     HttpVersion::Http1 => {
                         let server = hyper::server::conn::http1::Builder::new();
-                        let _ = server.serve_connection(io, service).await;
+                        server.serve_connection(io, service).await
                     }
                     HttpVersion::Http2 => {
                         let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                        let _ = server.serve_connection(io, service).await;
+                        server.serve_connection(io, service).await
                     }
-                }
+                };
+                ends.fetch_add(end.is_ok().into(), Ordering::Relaxed);
             });
         }
     });
     Echo {
         address,
         connections,
+        ended,
     }
 }
 
 impl Echo {
+    fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Relaxed)
+    }
+
     fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
     }
@@ -490,6 +501,8 @@ async fn idle_connections_are_few_and_do_not_stay() {
         let (idle, shared) = pool.count();
         assert!(idle <= 2 && shared <= 4, "{version:?} {idle} {shared}");
         eventually("all are closed", || pool.count() == (0, 0)).await;
+        // In order, as the server sees it.
+        eventually("all have ended", || server.ended() == server.connections()).await;
     }
 }
 
@@ -513,6 +526,8 @@ async fn what_a_workload_leaves_behind_is_closed() {
         response.into_body().collect().await.unwrap();
         let (idle, shared) = pool.count();
         assert_eq!(idle + shared, 1, "{version:?}: that of the other workload");
+        let others = server.connections() - 1;
+        eventually("the server knows", || server.ended() == others).await;
     }
 }
 
