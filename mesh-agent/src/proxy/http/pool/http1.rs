@@ -32,8 +32,6 @@ use crate::{model::ConnectionPool, proxy::http::io::Io, telemetry::Reason};
 
 /// Bytes of the head of a response, and of what is read or written at once.
 const BUFFER: usize = 64 << 10;
-/// Header fields of a response.
-const MAX_HEADERS: usize = 256;
 /// Polls of the connection in a row before others get their turn.
 const TURNS: usize = 4;
 
@@ -66,7 +64,8 @@ impl<B: RequestBody> Http1<B> {
         let exchange = Exchange::new(Arc::clone(&endpoint.stirred));
         let io = io.noting(Arc::clone(&exchange));
         let mut builder = Builder::new();
-        builder.max_buf_size(BUFFER).max_headers(MAX_HEADERS);
+        // At most 100 header fields, hyper's own limit: to state one, even this, costs a filled table for each response.
+        builder.max_buf_size(BUFFER);
         // Does nothing on the wire.
         let (requests, connection) = builder.handshake(io).await.map_err(|error| {
             tracing::warn!(%error, "cannot set up an upstream connection");
