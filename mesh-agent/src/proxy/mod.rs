@@ -37,6 +37,8 @@ use std::{
 use futures::future::{BoxFuture, join_all};
 use mesh_common::Role;
 
+#[cfg(fuzzing)]
+pub use self::http::fuzz as http_fuzz;
 use self::{
     accept::Reserve, copy::CopyShared, limits::Limits, served::Served, tunnel::Tunnels,
     workers::Workers,
@@ -147,6 +149,8 @@ struct Shared {
     tunnels: Arc<Tunnels>,
     /// Connections upstream on which requests go.
     http: http::Pools<http::Body>,
+    /// Copies of requests that are on their way.
+    mirrors: http::Mirrors,
     workers: Workers,
     reserve: Reserve,
 }
@@ -204,6 +208,7 @@ impl Proxy {
                 ),
                 telemetry,
                 http: http::Pools::new(),
+                mirrors: http::Mirrors::default(),
                 workers: Workers::new(options.workers)?,
                 reserve: Reserve::new()?,
                 options,

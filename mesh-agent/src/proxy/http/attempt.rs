@@ -549,7 +549,8 @@ impl<'a> Attempts<'a> {
                 outcome: Outcome::Final,
             };
         };
-        let request = self.request(http, body, &trace);
+        let mut request = self.request(http, body, &trace);
+        body::pass_expectation(&mut request, &self.replay, self.parts.version);
         let sending = checkout.send(request);
         let sent = if self.times.request.is_none()
             && self.times.attempt.is_none()
@@ -636,12 +637,8 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// What the backend's port declares, else what the client speaks.
     fn version(&self) -> HttpVersion {
-        match self.upstream.port.app_protocol {
-            AppProtocol::Http2 | AppProtocol::Grpc => HttpVersion::Http2,
-            _ => self.outbound.version,
-        }
+        version(self.outbound, self.upstream)
     }
 
     /// Which connections the attempt may take, and the version that is spoken on them.
@@ -683,6 +680,14 @@ impl<'a> Attempts<'a> {
             upgrade.ask(&mut parts, http);
         }
         Request::from_parts(parts, body)
+    }
+}
+
+/// What the backend's port declares, else what the client speaks.
+pub(super) fn version(outbound: &Outbound, upstream: &Upstream) -> HttpVersion {
+    match upstream.port.app_protocol {
+        AppProtocol::Http2 | AppProtocol::Grpc => HttpVersion::Http2,
+        _ => outbound.version,
     }
 }
 
@@ -743,8 +748,14 @@ fn candidates<'a>(
         .candidates(&upstream.endpoints, pick, &mut rand::rng())
 }
 
+/// Some endpoint that takes traffic, for what does not count.
+pub(super) fn any(outbound: &Outbound, upstream: &Upstream) -> Option<usize> {
+    let now = now();
+    candidates(outbound, upstream, None).find(|index| upstream.endpoints[*index].state.usable(now))
+}
+
 /// Makes a connection to an endpoint, within the limits.
-async fn connect(
+pub(super) async fn connect(
     outbound: &Outbound,
     upstream: &Upstream,
     index: usize,

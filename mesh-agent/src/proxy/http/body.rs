@@ -3,6 +3,7 @@
 //! `replay` is the request on its way up, kept as far as it may have to be sent again; `relay` is the response on its way
 //! down, watched to its end; `cut` says what it means when a stream breaks off.
 
+mod copy;
 mod cut;
 mod expect;
 mod relay;
@@ -39,6 +40,8 @@ pub(in crate::proxy) enum Body {
     Fixed(Bytes),
     /// A client's request, as one attempt sends it.
     Attempt(Attempt),
+    /// A client's request, as it comes, for one who listens in.
+    Copy(copy::Copy),
     /// An upstream's response.
     Relay(Box<Relay<dyn Finish>>),
     /// An upstream's response that must end in time.
@@ -62,6 +65,7 @@ impl fmt::Debug for Body {
             Self::Empty => "Empty",
             Self::Fixed(_) => "Fixed",
             Self::Attempt(_) => "Attempt",
+            Self::Copy(_) => "Copy",
             Self::Relay(_) | Self::Timed(_) => "Relay",
         };
         f.debug_tuple("Body").field(&kind).finish()
@@ -83,6 +87,7 @@ impl HttpBody for Body {
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
             Self::Attempt(attempt) => attempt.poll_frame(cx),
+            Self::Copy(copy) => copy.poll_frame(cx),
             Self::Relay(relay) => relay.poll_frame(cx),
             Self::Timed(relay) => relay.poll_frame(cx),
         }
@@ -93,6 +98,7 @@ impl HttpBody for Body {
             Self::Empty => true,
             Self::Fixed(bytes) => bytes.is_empty(),
             Self::Attempt(attempt) => attempt.is_end_stream(),
+            Self::Copy(copy) => copy.is_end_stream(),
             Self::Relay(relay) => relay.is_end_stream(),
             Self::Timed(relay) => relay.is_end_stream(),
         }
@@ -103,6 +109,7 @@ impl HttpBody for Body {
             Self::Empty => SizeHint::with_exact(0),
             Self::Fixed(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Attempt(attempt) => attempt.size_hint(),
+            Self::Copy(copy) => copy.size_hint(),
             Self::Relay(relay) => relay.size_hint(),
             Self::Timed(relay) => relay.size_hint(),
         }

@@ -18,7 +18,7 @@ pub(in crate::proxy) use self::{
     grpc::{format_grpc_timeout, grpc_timeout, is_grpc, reduce_grpc_timeout},
     hop::{Hop, strip_hop_by_hop},
     raw::{BAD_CHUNK, Doubts, Heads},
-    refuse::{Refusal, refuse},
+    refuse::{Refusal, is_host, refuse},
     retry::{Pushback, pushback, retry_after},
     wire::{authority, canonical, for_upstream, keep_handshake},
 };

@@ -25,7 +25,10 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::pool::Exchange;
+use super::{
+    headers::{Doubts, Heads},
+    pool::Exchange,
+};
 use crate::{
     proxy::{
         connect::Link,
@@ -59,6 +62,8 @@ pub(in crate::proxy) struct Io {
     linger: Option<Box<Linger>>,
     /// Notes what happens on a pooled connection.
     exchange: Option<Arc<Exchange>>,
+    /// Looks at what an HTTP/1 client sends.
+    heads: Option<Box<Heads>>,
 }
 
 #[derive(Debug)]
@@ -116,7 +121,14 @@ impl Io {
             write_ended: false,
             linger: None,
             exchange: None,
+            heads: None,
         }
+    }
+
+    /// Looks at the requests that come in, for what hyper does not say of them.
+    pub(super) fn watching(mut self, doubts: Arc<Doubts>) -> Self {
+        self.heads = Some(Box::new(Heads::new(doubts)));
+        self
     }
 
     /// Tells a pooled connection what happens here.
@@ -293,7 +305,15 @@ impl Read for Io {
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let most = buf.remaining();
-        self.poll_read_with(cx, most, |data| buf.put_slice(data))
+        let mut heads = self.heads.take();
+        let read = self.poll_read_with(cx, most, |data| {
+            if let Some(heads) = &mut heads {
+                heads.feed(data);
+            }
+            buf.put_slice(data);
+        });
+        self.heads = heads;
+        read
     }
 }
 

@@ -1,15 +1,19 @@
 //! HTTP: requests that are read, decided on one by one and sent on.
 //!
 //! `detect` tells what a client speaks, `server` reads requests, `outbound` and `inbound` are the two pipelines, `attempt`
-//! is one try at one endpoint, `pool` keeps the connections upstream, `headers` reads
-//! and writes what HTTP says there, `body` streams, counts and replays, `reply` are the
-//! answers that the proxy makes itself.
+//! is one try at one endpoint, `pool` keeps the connections upstream, `headers` reads and
+//! writes what HTTP says there, `body` streams, counts and replays, `mirror` sends copies, `reply` are the answers that the
+//! proxy makes itself.
 
 mod attempt;
 mod body;
 pub(super) mod detect;
+#[cfg(any(test, fuzzing))]
+#[allow(unreachable_pub, reason = "reached by the fuzz targets alone")]
+pub mod fuzz;
 mod headers;
 mod io;
+mod mirror;
 mod outbound;
 mod plan;
 mod pool;
@@ -20,6 +24,7 @@ mod upgrade;
 
 pub(super) use self::{
     body::Body,
+    mirror::Mirrors,
     outbound::{Outbound, adopt},
     pool::Pools,
     server::ServerSettings,

@@ -12,7 +12,7 @@ use std::{
 
 use ::http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode,
-    header::{HOST, LOCATION, SET_COOKIE},
+    header::{CONNECTION, HOST, LOCATION, SET_COOKIE},
     request::Parts,
 };
 use hyper::body::Incoming;
@@ -22,8 +22,9 @@ use super::{
     HttpVersion,
     attempt::{self, Answered, Attempts, Held},
     body::{Body, End, Finish, Relay, Replay},
-    headers,
+    headers::{self, Doubts},
     io::Io,
+    mirror,
     plan::Plan,
     reply::{self, About},
     server::{Handler, ServerEnd, ServerSettings, serve},
@@ -59,6 +60,8 @@ pub(in crate::proxy) struct Outbound {
     pub(super) fallback: String,
     /// The endpoint that was connected to while the protocol was detected: the first request's.
     first: Mutex<Option<SocketAddr>>,
+    /// What is wrong with the bytes of the requests.
+    doubts: Arc<Doubts>,
     /// Connections that a request has turned into something else.
     upgraded: Mutex<JoinSet<()>>,
 }
@@ -148,6 +151,7 @@ impl Outbound {
             version,
             fallback: dialled.to_string(),
             first: Mutex::new(first),
+            doubts: Arc::default(),
             upgraded: Mutex::default(),
         })
     }
@@ -265,6 +269,11 @@ impl Outbound {
         let Some(open) = guard.as_mut() else {
             return Err(Reason::Drained.into());
         };
+        if self.version == HttpVersion::Http1 {
+            self.doubts
+                .next()
+                .map_err(|what| Refusal::because(Reason::BadRequest, what))?;
+        }
         headers::refuse(&parts)
             .map_err(|refused| Refusal::because(refused.reason(), refused.detail()))?;
         headers::canonical(&mut parts);
@@ -290,6 +299,9 @@ impl Outbound {
         let plan = Plan::of(&upstream.service.traffic, destination.rule.as_deref());
         let (hash, cookie) = self.hash(upstream, &parts);
         let replay = Replay::new(incoming, REPLAY, Arc::clone(open.bytes()));
+        if upgrade.is_none() {
+            mirror::mirror(self, &catalog, destination.filters(), &parts, &hop, &replay);
+        }
         let grpc = headers::is_grpc(&parts.headers);
         let mut attempts = Attempts::new(
             self,
@@ -552,6 +564,11 @@ impl Outbound {
                 }
             }
         }
+        if self.version == HttpVersion::Http1 && refusal.reason == Reason::BadRequest {
+            // What follows on it may be a request in disguise.
+            let headers = response.headers_mut();
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Some(mut guard) = guard {
             guard.response_started(response.status());
             guard.finish(refusal.reason);
@@ -568,6 +585,10 @@ impl Outbound {
         let closing = Closing(self);
         let this = &closing.0;
         let draining = this.served.draining();
+        let io = match this.version {
+            HttpVersion::Http1 => io.watching(Arc::clone(&this.doubts)),
+            HttpVersion::Http2 => io,
+        };
         let end = serve(
             io,
             this.version,

@@ -21,7 +21,10 @@ use bytes::{Bytes, BytesMut};
 use hyper::body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Body, BodyError, Cut, Source};
+use super::{
+    Body, BodyError, Cut, Source,
+    copy::{Tee, copy},
+};
 use crate::telemetry::{Reason, RequestBytes};
 
 /// Frames up to this size are copied together: a kept reference costs more than the bytes would, and may hold the whole
@@ -83,6 +86,7 @@ impl Replay {
                     failed: None,
                     running: None,
                     watching: None,
+                    tees: Vec::new(),
                 }),
                 bytes,
                 begun: Instant::now(),
@@ -116,6 +120,21 @@ impl Replay {
                 }))
             }
         }
+    }
+
+    /// A copy of what the client sends, whichever attempt asks for it; cut when more than `most` bytes of it wait. `None`:
+    /// some of it is gone already.
+    pub(in crate::proxy) fn copy(&self, most: usize) -> Option<Body> {
+        let Kind::Stream(shared) = &self.kind else {
+            return Some(Body::Empty);
+        };
+        let mut state = shared.lock();
+        if state.taken || state.failed.is_some() {
+            return None;
+        }
+        let (tee, body) = copy(most, state.declared);
+        state.tees.push(tee);
+        Some(Body::Copy(body))
     }
 
     /// Whether [`Self::next`] has a body to give.
@@ -257,6 +276,7 @@ impl Sent {
             }
             wake(&mut state.running);
             state.watching = None;
+            state.tees.clear();
             drop(state);
             drop(source);
         }
@@ -305,6 +325,8 @@ struct State {
     running: Option<Waker>,
     /// Who waits for `handed`.
     watching: Option<Waker>,
+    /// Who gets a copy. Emptied at the end of what the client sends.
+    tees: Vec<Tee>,
 }
 
 impl std::fmt::Debug for State {
@@ -415,9 +437,18 @@ impl State {
         }
     }
 
+    /// The client has sent everything.
+    fn end(&mut self) {
+        self.source = None;
+        for tee in self.tees.drain(..) {
+            tee.whole();
+        }
+    }
+
     fn fail(&mut self, reason: Reason, code: h2::Reason) -> BodyError {
         self.failed = Some((reason, code));
         self.source = None;
+        self.tees.clear();
         BodyError::new(reason, code)
     }
 }
@@ -491,12 +522,14 @@ impl Attempt {
                         state.keep(data);
                     }
                     state.sent += data.len() as u64;
+                    state.tees.iter().for_each(|tee| tee.data(data));
                     if ended {
-                        state.source = None;
+                        state.end();
                     }
                 } else if let Some(trailers) = frame.trailers_ref() {
                     state.trailers = state.keeping.then(|| trailers.clone());
-                    state.source = None;
+                    state.tees.iter().for_each(|tee| tee.trailers(trailers));
+                    state.end();
                 }
                 state.note_handed();
                 Poll::Ready(Some(Ok(frame)))
@@ -509,7 +542,7 @@ impl Attempt {
                 Poll::Ready(Some(Err(state.fail(cut.of_client(), code))))
             }
             Poll::Ready(None) => {
-                state.source = None;
+                state.end();
                 state.note_handed();
                 Poll::Ready(None)
             }

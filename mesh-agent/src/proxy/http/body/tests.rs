@@ -1,5 +1,6 @@
 //! Bodies, frame by frame.
 
+mod expect;
 mod relay;
 mod replay;
 

@@ -331,3 +331,31 @@ proptest! {
         prop_assert!(replay.is_empty() || replay.sent().handed().is_some());
     }
 }
+
+#[test]
+fn a_copy_gets_what_the_client_sends_and_slows_nothing() {
+    let mut replay = replay([data("ab"), data("cd"), Step::Trailers(trailers())], 100);
+    let mut quick = replay.copy(100).unwrap();
+    let mut slow = replay.copy(3).unwrap();
+    let mut first = replay.next().unwrap();
+    Read::default().frames(&mut first, 1).unwrap();
+    let mut copied = Read::default();
+    copied.frames(&mut quick, 1).unwrap();
+    assert!(poll(&mut quick).is_pending());
+    // Each frame once, however often it is sent.
+    assert_eq!(whole(&mut replay).unwrap().data, b"abcd");
+    copied.frames(&mut quick, 9).unwrap();
+    assert_eq!(copied.data, b"abcd");
+    assert_eq!(copied.trailers, Some(trailers()));
+    // More than three bytes waited for it.
+    assert!(Read::default().frames(&mut slow, 9).is_err());
+    assert!(replay.copy(100).is_none());
+
+    // A request that ends early is no whole copy.
+    let mut replay = self::replay([data("ab"), Step::Hang], 100);
+    let mut copy = replay.copy(100).unwrap();
+    let mut body = replay.next().unwrap();
+    Read::default().frames(&mut body, 1).unwrap();
+    drop((body, replay));
+    assert!(Read::default().frames(&mut copy, 9).is_err());
+}
