@@ -58,10 +58,9 @@ pub(super) fn field(kind: &str, path: &Path) -> Option<String> {
             "HTTPRoute",
             "spec.rules.filters.externalAuth" | "spec.rules.backendRefs.filters.externalAuth",
         ) => "not supported: the mesh decides by AuthorizationPolicy",
-        ("Service", "spec.trafficDistribution") => {
-            "not yet supported: write loadBalancer.locality into a TrafficPolicy"
+        ("Service", "spec.topologyKeys") => {
+            "removed from Kubernetes in 1.22: write trafficDistribution"
         }
-        ("Service", "spec.topologyKeys") => "removed from Kubernetes in 1.22",
         ("Service", "spec.externalName") => {
             "not supported: the mesh serves addresses, not DNS names"
         }

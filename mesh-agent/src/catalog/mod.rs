@@ -5,6 +5,7 @@
 
 mod authorization;
 mod build;
+mod distribution;
 mod inbound;
 mod merge;
 mod route_policies;

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     build::keep_equal,
+    distribution,
     inbound::Inbound,
     snapshot::{Headless, Snapshot},
     upstream::Upstream,
@@ -337,7 +338,14 @@ impl Services {
             vips: source.vips().collect(),
             ports: ports.collect(),
             client_ip_affinity: source.spec.session_affinity == api::SessionAffinity::ClientIP,
-            traffic: Arc::clone(self.traffic.get(name).unwrap_or(&self.default_traffic)),
+            traffic: distribution::apply(
+                self.traffic.get(name).unwrap_or(&self.default_traffic),
+                source,
+                slices
+                    .into_iter()
+                    .flat_map(BTreeMap::values)
+                    .flat_map(|slice| &slice.endpoints),
+            ),
         }
     }
 }
@@ -447,8 +455,16 @@ fn slice_endpoints(
             address: SocketAddr::new(address.0, served.port),
             workload: owner.map(|owner| owner.name.clone()),
             weight: owner.map_or(1, |owner| owner.weight),
-            zone: endpoint.zone.clone().or_else(|| owner?.zone.clone()),
-            node: endpoint.node_name.clone().or_else(|| owner?.node.clone()),
+            zone: endpoint
+                .hinted_zone()
+                .map(str::to_owned)
+                .or_else(|| endpoint.zone.clone())
+                .or_else(|| owner?.zone.clone()),
+            node: endpoint
+                .hinted_node()
+                .map(str::to_owned)
+                .or_else(|| endpoint.node_name.clone())
+                .or_else(|| owner?.node.clone()),
         });
     }
 }

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use super::{Catalog, CatalogOptions, SourceId};
 use crate::{
     api,
-    model::{Enrolment, MtlsMode, NotEnrolled, ResourceName, TunnelProtocol},
+    model::{self, Enrolment, MtlsMode, NotEnrolled, ResourceName, TunnelProtocol},
     policy::{Authorizer, Facts},
 };
 
@@ -671,4 +671,71 @@ fn a_large_mesh() {
         upstream.endpoints[4].endpoint.address.to_string(),
         "13.0.0.1:8080"
     );
+}
+
+/// Preference for near endpoints: of the policy, else of the service, else of hints that every endpoint has.
+#[test]
+fn near_endpoints_first() {
+    use model::{Locality, Prefer};
+    let catalog = catalog();
+    let mut source = Source::new(&catalog);
+    let mut prefers = |service: &str, policy: &str, endpoints: &str| {
+        source.load(&format!(
+            r#"
+apiVersion: v1
+kind: Service
+metadata: {{name: db, namespace: shop}}
+spec: {{clusterIPs: [10.96.0.2], ports: [{{port: 5432}}], {service}}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: db-1, namespace: shop, labels: {{kubernetes.io/service-name: db}}}}
+addressType: IPv4
+endpoints: [{endpoints}]
+ports: [{{port: 15432}}]
+---
+apiVersion: mesh.covet.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: db, namespace: shop}}
+spec: {{targetRefs: [{{kind: Service, name: db}}], loadBalancer: {{{policy}}}}}
+"#
+        ));
+        let snapshot = catalog.snapshot();
+        let upstream = snapshot.upstream(ip("10.96.0.2"), 5432).unwrap();
+        let places: Vec<String> = upstream
+            .endpoints
+            .iter()
+            .map(|e| {
+                let (zone, node) = (&e.endpoint.zone, &e.endpoint.node);
+                [zone, node].map(|o| o.as_deref().unwrap_or("-")).join("/")
+            })
+            .collect();
+        let Locality { prefer, threshold } = upstream.service.traffic.load_balancer.locality;
+        (prefer, threshold, places.join(" "))
+    };
+    let plain =
+        "{addresses: [10.1.0.8], zone: z1, nodeName: n1}, {addresses: [10.1.0.9], zone: z2}";
+    let hinted = "{addresses: [10.1.0.8], zone: z1, hints: {forZones: [{name: z3}]}}, {addresses: [10.1.0.9], zone: z2, hints: {forZones: [{name: z2}, {name: z1}]}}";
+    let by_node = "{addresses: [10.1.0.8], zone: z1, hints: {forNodes: [{name: n7}]}}";
+    let half = "{addresses: [10.1.0.8], hints: {forZones: [{name: z3}]}}, {addresses: [10.1.0.9]}";
+    let near = |prefer, places: &str| (prefer, 70, places.to_owned());
+
+    let none = (Prefer::None, 0, "z1/n1 z2/-".to_owned());
+    assert_eq!(prefers("", "", plain), none);
+    let close = prefers("trafficDistribution: PreferClose", "", plain);
+    assert_eq!(close, near(Prefer::Zone, "z1/n1 z2/-"));
+    let node = prefers("trafficDistribution: PreferSameNode", "", plain);
+    assert_eq!(node, near(Prefer::Node, "z1/n1 z2/-"));
+    assert_eq!(prefers("", "", hinted), near(Prefer::Zone, "z3/- z2/-"));
+    assert_eq!(prefers("", "", by_node), near(Prefer::Node, "z1/n7"));
+    assert_eq!(prefers("", "", half).0, Prefer::None);
+    let policy = "locality: {prefer: node, threshold: 5}";
+    let wins = prefers("trafficDistribution: PreferClose", policy, hinted);
+    assert_eq!((wins.0, wins.1), (Prefer::Node, 5));
+    let off = prefers(
+        "trafficDistribution: PreferClose",
+        "locality: {prefer: none}",
+        hinted,
+    );
+    assert_eq!(off.0, Prefer::None);
 }

@@ -99,6 +99,11 @@ pub struct Locality {
     pub threshold: u32,
 }
 
+impl Locality {
+    /// Near the 1.4 times overprovisioning of Envoy.
+    pub const DEFAULT_THRESHOLD: u32 = 70;
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub enum Prefer {
     /// All endpoints alike.

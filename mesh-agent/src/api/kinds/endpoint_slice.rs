@@ -52,11 +52,29 @@ pub struct SliceEndpoint {
     hostname: Ignored,
     #[serde(default, skip_serializing)]
     target_ref: Ignored,
-    /// Accepted and not read yet: this version does not prefer near endpoints.
-    #[serde(default, skip_serializing)]
-    hints: Ignored,
+    /// Whose clients it is for. When every endpoint has one, those go first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hints: Option<EndpointHints>,
     #[serde(default, skip_serializing)]
     deprecated_topology: Ignored,
+}
+
+/// Counts as the endpoint's place. Of several zones or nodes the first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EndpointHints {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub for_zones: Vec<Hint>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub for_nodes: Vec<Hint>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Hint {
+    pub name: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -95,6 +113,18 @@ fn optional_name(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 }
 
 impl SliceEndpoint {
+    /// The zone that it is for by its hints.
+    pub fn hinted_zone(&self) -> Option<&str> {
+        let hint = self.hints.as_ref()?.for_zones.first()?;
+        Some(&hint.name)
+    }
+
+    /// The node that it is for by its hints.
+    pub fn hinted_node(&self) -> Option<&str> {
+        let hint = self.hints.as_ref()?.for_nodes.first()?;
+        Some(&hint.name)
+    }
+
     pub fn is_ready(&self) -> bool {
         self.conditions.ready != Some(false)
     }

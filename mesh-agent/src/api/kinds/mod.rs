@@ -16,7 +16,7 @@ pub use authorization_policy::{
     Rule, Source, To,
 };
 pub use endpoint_slice::{
-    AddressType, EndpointConditions, EndpointSlice, SliceEndpoint, SlicePort,
+    AddressType, EndpointConditions, EndpointHints, EndpointSlice, Hint, SliceEndpoint, SlicePort,
 };
 pub use grpc_route::{
     GrpcBackendRef, GrpcFilterType, GrpcMethodMatch, GrpcRoute, GrpcRouteFilter, GrpcRouteMatch,
@@ -34,7 +34,9 @@ pub use route::{
     BackendObjectReference, Fraction, HeaderFilter, HeaderMatch, HeaderValueOf, MatchType,
     ParentReference, RequestMirror, Route,
 };
-pub use service::{Service, ServicePort, ServiceSpec, SessionAffinity, TargetPort};
+pub use service::{
+    Service, ServicePort, ServiceSpec, SessionAffinity, TargetPort, TrafficDistribution,
+};
 pub use traffic_policy::{
     Backoff, CircuitBreaker, ConnectionPool, ConsistentHash, Cookie, GrpcProbe, HealthCheck,
     HttpProbe, Limits, LoadBalancer, Locality, Prefer, RateLimit, RateLimitKey, Retries,

@@ -62,6 +62,9 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing)]
     #[schemars(schema_with = "cluster")]
     internal_traffic_policy: Ignored,
+    /// Whether endpoints near the client go first. A TrafficPolicy with `loadBalancer.locality` wins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic_distribution: Option<TrafficDistribution>,
     /// Accepted and not read: a workload has no readiness, and a slice says it for each endpoint.
     #[serde(default, skip_serializing)]
     publish_not_ready_addresses: Ignored,
@@ -116,6 +119,16 @@ pub enum SessionAffinity {
     None,
     /// One client address keeps one endpoint while it is ready.
     ClientIP,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum TrafficDistribution {
+    /// An older name of `PreferSameZone`.
+    PreferClose,
+    /// Endpoints of the client's zone, then others.
+    PreferSameZone,
+    /// Endpoints of the client's node, then those of its zone, then others.
+    PreferSameNode,
 }
 
 crate::api::one_of_schema! {

@@ -149,7 +149,7 @@ fn services() {
         (
             service("  clusterIPs: [10.0.0.1]\n  selecter: {a: b}\n  ports: [{port: 80}]\n"),
             &[
-                "f:6:3: spec.selecter: unknown field, did you mean selector? expected one of clusterIP, clusterIPs, internalTrafficPolicy, ipFamilies, ipFamilyPolicy, ports, publishNotReadyAddresses, selector, sessionAffinity, sessionAffinityConfig, type",
+                "f:6:3: spec.selecter: unknown field, did you mean selector? expected one of clusterIP, clusterIPs, internalTrafficPolicy, ipFamilies, ipFamilyPolicy, ports, publishNotReadyAddresses, selector, sessionAffinity, sessionAffinityConfig, trafficDistribution, type",
             ],
         ),
         (

@@ -22,7 +22,6 @@ const DEFAULT_RETRY_ON: [RetryOn; 3] = [
 const DEFAULT_RETRY_CODES: [(u16, u16); 1] = [(502, 504)];
 const UNAVAILABLE: u8 = 14;
 
-const DEFAULT_LOCALITY_THRESHOLD: u32 = 70;
 const DEFAULT_PENDING_TIMEOUT: Duration = Duration::from_secs(1);
 const DEFAULT_MAX_KEYS: u32 = 10_000;
 
@@ -145,7 +144,9 @@ fn locality(locality: Locality) -> model::Locality {
             Prefer::Zone => model::Prefer::Zone,
             Prefer::Node => model::Prefer::Node,
         },
-        threshold: locality.threshold.unwrap_or(DEFAULT_LOCALITY_THRESHOLD),
+        threshold: locality
+            .threshold
+            .unwrap_or(model::Locality::DEFAULT_THRESHOLD),
     }
 }
 
