@@ -68,7 +68,7 @@ fn of_service(
     moment: Moment,
 ) -> Vec<api::PortEndpoints> {
     let mut seen: Vec<(u16, &Arc<Upstream>)> = Vec::new();
-    for (_, port, upstream) in snapshot.upstreams_of(service) {
+    for (port, upstream) in snapshot.served(service) {
         // Addresses of one family share the upstream.
         if !seen.iter().any(|(_, known)| Arc::ptr_eq(known, upstream)) {
             seen.push((port, upstream));

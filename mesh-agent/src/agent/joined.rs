@@ -14,12 +14,13 @@ use crate::{
     capture::Capture,
     catalog::{Catalog, Snapshot},
     discovery::SourceState,
+    health::Board,
     identity::Identities,
     model::{ResourceName, Service, Workload},
     proxy::Proxy,
     telemetry::{
-        AgentGauges, AgentSource, ConfigGauges, ConnStore, Directory, EndpointGauge, MapGauge,
-        ServiceGauge,
+        AgentGauges, AgentSource, ConfigGauges, ConnStore, Directory, EndpointGauge, HealthGauges,
+        MapGauge, ServiceGauge,
     },
 };
 
@@ -92,6 +93,21 @@ pub(super) struct Gauges {
     pub(super) sources: Vec<SourceState>,
     pub(super) identities: Arc<Identities>,
     pub(super) proxy: Arc<Proxy>,
+    pub(super) health: Arc<Board>,
+}
+
+impl Gauges {
+    fn health(&self) -> HealthGauges {
+        let counts = self.health.counts();
+        HealthGauges {
+            checks: vec![
+                ("good", counts.good),
+                ("bad", counts.bad),
+                ("unknown", counts.unknown),
+            ],
+            unhealthy: self.health.unhealthy().into_iter().collect(),
+        }
+    }
 }
 
 impl AgentSource for Gauges {
@@ -129,6 +145,7 @@ impl AgentSource for Gauges {
             identity: identity::gauges(&self.identities),
             tunnels: self.proxy.tunnels(),
             services: services(&self.catalog.load()),
+            health: self.health(),
         }
     }
 }

@@ -150,6 +150,7 @@ async fn serve(
         sources: sources.clone(),
         identities: identities.clone(),
         proxy: proxy.clone(),
+        health: checks.clone(),
     }));
 
     let (release, mut released) = mpsc::channel(1);
@@ -191,6 +192,12 @@ async fn serve(
         identities,
         proxy.clone(),
         applied,
+    ));
+    tasks.spawn(follow_health(
+        catalog.clone(),
+        proxy.clone(),
+        telemetry.clone(),
+        checks,
     ));
     tasks.spawn(telemetry.clone().run());
     tasks.spawn(upkeep::run(telemetry.clone(), capture.clone(), sources));
@@ -344,6 +351,16 @@ async fn follow_closed(
             record,
         });
     }
+}
+
+/// Checks endpoints whose policies ask for it. It ends with the agent.
+async fn follow_health(
+    catalog: Arc<Catalog>,
+    proxy: Arc<Proxy>,
+    telemetry: Telemetry,
+    board: Arc<health::Board>,
+) {
+    match health::run(catalog, proxy, Arc::new(telemetry), board).await {}
 }
 
 /// Makes capture follow the catalog.

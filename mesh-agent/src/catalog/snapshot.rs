@@ -237,4 +237,17 @@ impl Snapshot {
         });
         dialled.chain(headless)
     }
+
+    /// What serves each port of a service, with the port: one upstream for each IP family, those of headless services as
+    /// well. One may come twice, when the service has two addresses of a family.
+    pub fn served<'s>(
+        &'s self,
+        service: &'s Service,
+    ) -> impl Iterator<Item = (u16, &'s Arc<Upstream>)> {
+        let dialled = self
+            .upstreams_of(service)
+            .map(|(_, port, upstream)| (port, upstream));
+        let headless = self.headless.get(&service.name).into_iter().flatten();
+        dialled.chain(headless.map(|known| (known.port, &known.upstream)))
+    }
 }

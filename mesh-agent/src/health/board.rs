@@ -1,7 +1,7 @@
 //! What checks have found, for those who show it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Failed, Key};
-use crate::resilience::Health;
+use crate::{model::ResourceName, resilience::Health};
 
 /// The last check of an endpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,23 +29,14 @@ pub struct Board {
     good: AtomicU64,
     bad: AtomicU64,
     unknown: AtomicU64,
-    became_healthy: AtomicU64,
-    became_unhealthy: AtomicU64,
 }
 
-/// For the metrics.
+/// For the metrics: checks since the agent began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Checks since the agent began.
     pub good: u64,
     pub bad: u64,
     pub unknown: u64,
-    /// Changes since the agent began.
-    pub became_healthy: u64,
-    pub became_unhealthy: u64,
-    /// Endpoints now.
-    pub healthy: u64,
-    pub unhealthy: u64,
 }
 
 impl Board {
@@ -59,18 +50,22 @@ impl Board {
     }
 
     pub fn counts(&self) -> Counts {
-        let reports = self.lock();
-        let now = |health| reports.values().filter(|r| r.health == health).count() as u64;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
             good: read(&self.good),
             bad: read(&self.bad),
             unknown: read(&self.unknown),
-            became_healthy: read(&self.became_healthy),
-            became_unhealthy: read(&self.became_unhealthy),
-            healthy: now(Health::Healthy),
-            unhealthy: now(Health::Unhealthy),
         }
+    }
+
+    /// Of every service that is checked: endpoints that are unhealthy now. In the order of names.
+    pub fn unhealthy(&self) -> BTreeMap<ResourceName, u64> {
+        let mut services = BTreeMap::new();
+        for (key, report) in &*self.lock() {
+            let n: &mut u64 = services.entry(key.service.clone()).or_default();
+            *n += u64::from(report.health == Health::Unhealthy);
+        }
+        services
     }
 
     pub(super) fn write(&self, key: Key, report: CheckReport) {
@@ -81,15 +76,6 @@ impl Board {
         };
         counter.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(key, report);
-    }
-
-    pub(super) fn changed(&self, health: Health) {
-        let counter = match health {
-            Health::Healthy => &self.became_healthy,
-            Health::Unhealthy => &self.became_unhealthy,
-            Health::Unknown => return,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn retain(&self, keep: impl Fn(&Key) -> bool) {

@@ -6,7 +6,7 @@
 
 mod board;
 mod plan;
-mod probe;
+pub(crate) mod probe;
 mod runner;
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::{Dial, Failed, Key, Wire};
 use crate::model::{HealthCheck, HealthProbe};
 
 /// Checks one endpoint within the timeout of the check.
-pub(super) async fn check(dial: &dyn Dial, key: &Key, check: &HealthCheck) -> Result<(), Failed> {
+pub(crate) async fn check(dial: &dyn Dial, key: &Key, check: &HealthCheck) -> Result<(), Failed> {
     let deadline = Instant::now() + check.timeout;
     let target = SocketAddr::new(key.endpoint.ip(), check.port.unwrap_or(key.endpoint.port()));
     let wire = timeout_at(

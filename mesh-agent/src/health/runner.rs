@@ -16,6 +16,7 @@ use crate::{
     catalog::{Catalog, Snapshot},
     model::HealthCheck,
     resilience::{EndpointState, Health},
+    telemetry::{HealthChange, Telemetry},
 };
 
 /// Checks at once. Each holds a descriptor for at most its timeout.
@@ -25,6 +26,7 @@ type Checked = Result<(), Failed>;
 
 struct Runner {
     dial: Arc<dyn Dial>,
+    telemetry: Arc<Telemetry>,
     board: Arc<Board>,
     plan: Plan,
     /// The run-time states of each endpoint: one for each IP family of virtual addresses that leads to it.
@@ -34,9 +36,15 @@ struct Runner {
 }
 
 /// Checks what the catalog asks for, until the task is aborted, which ends the checks that are under way.
-pub async fn run(catalog: Arc<Catalog>, dial: Arc<dyn Dial>, board: Arc<Board>) -> Infallible {
+pub async fn run(
+    catalog: Arc<Catalog>,
+    dial: Arc<dyn Dial>,
+    telemetry: Arc<Telemetry>,
+    board: Arc<Board>,
+) -> Infallible {
     let mut runner = Runner {
         dial,
+        telemetry,
         board,
         plan: Plan::new(AT_ONCE),
         states: HashMap::new(),
@@ -87,7 +95,7 @@ impl Runner {
             let Some(check) = &service.traffic.health_check else {
                 continue;
             };
-            for (_, port, upstream) in snapshot.upstreams_of(service) {
+            for (port, upstream) in snapshot.served(service) {
                 for endpoint in &upstream.endpoints {
                     let key = Key {
                         service: service.name.clone(),
@@ -133,6 +141,15 @@ impl Runner {
         self.tickets.insert(task.id(), (key, ticket));
     }
 
+    fn tell(&self, key: &Key, health: Health, failed: Option<&Failed>) {
+        let (to, detail) = match (health, failed) {
+            (Health::Unhealthy, Some(failed)) => (HealthChange::Unhealthy, failed.to_string()),
+            _ => (HealthChange::Healthy, String::new()),
+        };
+        self.telemetry
+            .health(&key.service, key.endpoint, to, &detail);
+    }
+
     fn finish(&mut self, ended: Result<(Id, Checked), JoinError>) {
         let (id, checked) = ended.unwrap_or_else(|error| {
             let failed = Failed::Unknown(format!("the check failed: {error}"));
@@ -158,8 +175,7 @@ impl Runner {
             for state in states {
                 state.set_health(health);
             }
-            self.board.changed(health);
-            tell(&key, health, failed.as_ref());
+            self.tell(&key, health, failed.as_ref());
         } else if let Some(failed) = &failed {
             tracing::debug!(
                 service = %key.service, port = key.port, endpoint = %key.endpoint, %failed,
@@ -172,19 +188,5 @@ impl Runner {
             health: self.plan.health(&key),
         };
         self.board.write(key, report);
-    }
-}
-
-fn tell(key: &Key, health: Health, failed: Option<&Failed>) {
-    let (service, port, endpoint) = (&key.service, key.port, &key.endpoint);
-    match failed {
-        Some(failed) => tracing::warn!(
-            %service, port, %endpoint, health = health.as_str(), %failed,
-            "health checks fail: the endpoint takes no traffic"
-        ),
-        None => tracing::info!(
-            %service, port, %endpoint, health = health.as_str(),
-            "health checks succeed"
-        ),
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     balance::{self, Candidates, Pick, Place, Usability},
     capture::sys::tcp::bind_address_no_port,
     catalog::{Snapshot, Upstream, UpstreamEndpoint},
+    health::Failed,
     model::{HashKey, Prefer, ResourceName, SpiffeId, TrafficPolicy},
     resilience::{Attempt, Permit, Transition},
     telemetry::Reason,
@@ -352,6 +353,25 @@ impl<'a> Choice<'a> {
             self.failure = reason;
         }
     }
+}
+
+/// Connects to an endpoint for a health check. No breaker, limit or record has to do with it.
+pub(super) async fn for_check(
+    shared: &Shared,
+    pod: &dyn PodSockets,
+    endpoint: SocketAddr,
+    client: Client,
+    deadline: Instant,
+) -> Result<Connected, Failed> {
+    reach(shared, pod, endpoint, None, client, deadline)
+        .await
+        .map_err(|failure| {
+            let text = failure.to_string();
+            match failure.is_ours() || failure.is_verdict() {
+                true => Failed::Unknown(text),
+                false => Failed::Endpoint(text),
+            }
+        })
 }
 
 /// When to look for another candidate: after `attempt`, and at most half of what is left.

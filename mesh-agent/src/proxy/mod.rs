@@ -7,6 +7,7 @@
 mod accept;
 mod admission;
 mod baggage;
+mod checks;
 mod connect;
 mod copy;
 pub(crate) mod decide;

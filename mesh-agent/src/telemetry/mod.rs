@@ -40,8 +40,8 @@ use mesh_common::{Event, EventKind};
 use metrics::{AgentCollector, Counts, Flows, Metrics, Requests};
 pub use metrics::{
     AgentGauges, AgentSource, CONTENT_TYPE, CertificateGauge, ConfigGauges, Detected,
-    EndpointGauge, FileGauge, HealthChange, IdentityGauges, MapGauge, Mirror, Outcome, PoolEvent,
-    RateLimitOutcome, Retry, Role, ServiceGauge, Side, TunnelGauge,
+    EndpointGauge, FileGauge, HealthChange, HealthGauges, IdentityGauges, MapGauge, Mirror,
+    Outcome, PoolEvent, RateLimitOutcome, Retry, Role, ServiceGauge, Side, TunnelGauge,
 };
 pub use reason::{Party, Reason};
 pub use refresh::REFRESH;

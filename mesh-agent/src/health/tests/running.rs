@@ -11,6 +11,7 @@ use crate::{
     health::{Board, Key, run},
     model::ResourceName,
     resilience::{EndpointState, Health},
+    telemetry::{Telemetry, TelemetryOptions},
 };
 
 const ENDPOINT: &str = "10.1.0.9:5432";
@@ -19,6 +20,7 @@ struct Rig {
     catalog: Arc<Catalog>,
     source: SourceId,
     board: Arc<Board>,
+    telemetry: Telemetry,
     task: JoinHandle<std::convert::Infallible>,
     says: Says,
 }
@@ -45,15 +47,18 @@ impl Rig {
         let catalog = Catalog::new("n1");
         let source = catalog.register();
         let board = Board::new();
+        let telemetry = Telemetry::new(TelemetryOptions::default());
         let task = tokio::spawn(run(
             Arc::clone(&catalog),
             Arc::new(dial),
+            Arc::new(telemetry.clone()),
             Arc::clone(&board),
         ));
         Self {
             catalog,
             source,
             board,
+            telemetry,
             task,
             says,
         }
@@ -140,10 +145,14 @@ async fn endpoints_fall_ill_and_recover() {
     OK.clone_into(&mut rig.says.lock().unwrap());
     rig.becomes(Health::Healthy).await;
     let counts = rig.board.counts();
-    assert_eq!(counts.became_healthy, 2);
-    assert_eq!(counts.became_unhealthy, 1);
-    assert_eq!((counts.healthy, counts.unhealthy), (1, 0));
     assert!(counts.bad >= 3 && counts.good >= 3, "{counts:?}");
+    let metrics = rig.telemetry.exposition();
+    for line in [
+        "mesh_health_check_transitions_total{destination_service_name=\"db\",destination_service_namespace=\"shop\",to=\"healthy\"} 2",
+        "mesh_health_check_transitions_total{destination_service_name=\"db\",destination_service_namespace=\"shop\",to=\"unhealthy\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
     rig.task.abort();
 }
 
@@ -153,6 +162,8 @@ async fn the_verdict_goes_with_the_policy_and_with_the_endpoint() {
     ILL.clone_into(&mut rig.says.lock().unwrap());
     rig.apply(CHECK, "{addresses: [10.1.0.9]}");
     rig.becomes(Health::Unhealthy).await;
+    let unhealthy = rig.board.unhealthy();
+    assert_eq!(unhealthy, [(key().service, 1)].into());
     // A change beside it makes the upstreams anew, and the verdict stays.
     rig.apply(CHECK, "{addresses: [10.1.0.9]}, {addresses: [10.1.0.8]}");
     rig.becomes(Health::Unhealthy).await;

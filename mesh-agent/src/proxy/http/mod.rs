@@ -25,6 +25,7 @@ mod upgrade;
 pub(super) use self::{
     body::Body,
     mirror::Mirrors,
+    io::Io,
     outbound::{Outbound, adopt},
     pool::Pools,
     server::ServerSettings,

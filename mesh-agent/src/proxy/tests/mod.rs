@@ -1,6 +1,7 @@
 //! The proxy over loopback: real sockets, no BPF. This file is the kit; the tests are in its submodules.
 
 mod candidates;
+mod checks;
 mod connecting;
 mod life;
 mod relay;

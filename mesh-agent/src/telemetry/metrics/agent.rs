@@ -13,8 +13,9 @@ use prometheus_client::{
 };
 
 use super::{
-    Counts, Flows, Requests, ServiceGauge,
+    Counts, Flows, HealthGauges, Requests, ServiceGauge,
     families::Families,
+    health,
     identity::{self, IdentityGauges, TunnelGauge},
     services,
 };
@@ -32,6 +33,7 @@ pub struct AgentGauges {
     pub identity: IdentityGauges,
     pub tunnels: Vec<TunnelGauge>,
     pub services: Vec<ServiceGauge>,
+    pub health: HealthGauges,
 }
 
 /// Occupancy of one BPF map.
@@ -103,6 +105,7 @@ impl Collector for AgentCollector {
         self.counts.handshakes.encode(&mut out)?;
         self.counts.decisions.encode(&mut out)?;
         services::encode(&gauges.services, &mut out)?;
+        health::encode(&gauges.health, &mut out)?;
         self.counts.traffic.encode(&mut out)?;
         let dropped = self.counts.log_lines_dropped.load(Ordering::Relaxed);
         out.counter(

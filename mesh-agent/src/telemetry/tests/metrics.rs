@@ -11,8 +11,8 @@ use std::{
 use super::fake::{name, outbound, sum, telemetry};
 use crate::telemetry::{
     AgentGauges, AgentSource, CertificateGauge, ConfigGauges, ConnMeta, EndpointGauge, FileGauge,
-    IdentityGauges, MapGauge, Outcome, Reason, Role, ServiceGauge, Telemetry, TelemetryOptions,
-    TunnelGauge,
+    HealthGauges, IdentityGauges, MapGauge, Outcome, Reason, Role, ServiceGauge, Telemetry,
+    TelemetryOptions, TunnelGauge,
 };
 
 struct Gauges;
@@ -76,6 +76,10 @@ impl AgentSource for Gauges {
                     },
                 }],
             }],
+            health: HealthGauges {
+                checks: vec![("good", 5), ("bad", 2), ("unknown", 0)],
+                unhealthy: vec![(name("shop/web"), 1)],
+            },
         }
     }
 }
