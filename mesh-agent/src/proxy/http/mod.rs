@@ -24,8 +24,8 @@ mod upgrade;
 
 pub(super) use self::{
     body::Body,
-    mirror::Mirrors,
     io::Io,
+    mirror::Mirrors,
     outbound::{Outbound, adopt},
     pool::Pools,
     server::ServerSettings,
