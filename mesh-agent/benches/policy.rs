@@ -1,14 +1,15 @@
-//! What a decision on a connection costs, by number and kind of policies.
+//! What a decision on a connection or a request costs, by number and kind of policies.
 //!
 //! `cargo bench -p mesh-agent --bench policy [-- FILTER]` prints the table of docs/benchmarks.md: nanoseconds for one
 //! decision, the best of several rounds, for a client that the last policy matches and for one that none does.
 
 use std::{fmt::Write as _, hint::black_box, net::IpAddr, time::Instant};
 
+use http::HeaderMap;
 use mesh_agent::{
     api::parse_bytes,
     model::{SpiffeId, TrustDomain},
-    policy::{Authorizer, Facts, Trust},
+    policy::{Authorizer, Facts, HttpFacts, RequestHost, RequestPath, Trust},
 };
 
 /// Decisions in a row, and how often.
@@ -18,7 +19,7 @@ const ROUNDS: u32 = 50;
 /// The action and rule of policy `at` of `count`. What the last one is like matches `LAST`, and nobody else.
 type Kind = fn(usize, usize) -> (&'static str, String);
 
-const KINDS: [(&str, Kind); 9] = [
+const KINDS: [(&str, Kind); 11] = [
     ("exact principals", |at, count| {
         let from = format!(
             "{{principals: [cluster.local/ns/{}/sa/web]}}",
@@ -81,11 +82,27 @@ const KINDS: [(&str, Kind); 9] = [
             ),
         )
     }),
+    ("paths of requests", |at, count| {
+        let name = namespace(at, count);
+        (
+            "ALLOW",
+            format!("to: [{{operation: {{methods: [GET], paths: [/{name}, '/{name}/*']}}}}]"),
+        )
+    }),
+    ("headers of requests", |at, count| {
+        let name = namespace(at, count);
+        (
+            "ALLOW",
+            format!(
+                "to: [{{operation: {{hosts: [shop.example]}}}}], when: [{{key: 'request.headers[x-team]', values: [{name}]}}]"
+            ),
+        )
+    }),
     ("all of these in turn", |at, count| {
         if at + 1 == count {
             return KINDS[0].1(at, count);
         }
-        KINDS[at % 8].1(at, count)
+        KINDS[at % 10].1(at, count)
     }),
 ];
 
@@ -113,17 +130,40 @@ fn authorizer(kind: Kind, count: usize) -> Result<Authorizer, Box<dyn std::error
 }
 
 fn measure(authorizer: &Authorizer, source: &SpiffeId, ip: &str) -> f64 {
+    // With the request goes what is made of its path and host.
+    let name = source.namespace();
+    let target = format!("/{name}/cart/items");
+    let mut headers = HeaderMap::new();
+    for header in [
+        "accept",
+        "user-agent",
+        "x-request-id",
+        "traceparent",
+        "cookie",
+        "x-team",
+    ] {
+        if let Ok(value) = name.parse() {
+            headers.insert(header, value);
+        }
+    }
     let ip: IpAddr = ip.parse().unwrap_or(IpAddr::from([0; 4]));
     let mut best = f64::MAX;
     for _ in 0..ROUNDS {
         let started = Instant::now();
         for _ in 0..DECISIONS {
+            let path = RequestPath::new(black_box(&target));
+            let host = RequestHost::new(black_box("shop.example"));
             let facts = Facts {
                 source: Some(black_box(source)),
                 source_ip: black_box(ip),
                 destination_ip: black_box(ip),
                 destination_port: black_box(80),
-                http: None,
+                http: Some(HttpFacts {
+                    method: "GET",
+                    path: &path,
+                    host: &host,
+                    headers: &headers,
+                }),
             };
             black_box(authorizer.decide(&facts));
         }

@@ -14,12 +14,13 @@ use std::{
     time::Duration,
 };
 
+use http::HeaderMap;
 use mesh_agent::{
     catalog::Catalog,
     model::{
         EffectivePolicy, Enrolment, ResourceName, SpiffeId, TrustDomain, TunnelProtocol, Workload,
     },
-    policy::Facts,
+    policy::{Facts, HttpFacts, RequestHost, RequestPath},
     telemetry::{
         ConnMeta, Direction, Directory, Outcome, Peer, Protocol, RateLimitOutcome, Reason,
         RequestStart, Retry, Role, Telemetry, TelemetryOptions, TraceContext,
@@ -238,7 +239,7 @@ fn a_decision_allocates_nothing() {
     let mut text = "apiVersion: mesh.covet.dev/v1alpha1\nkind: Workload\nmetadata: {name: web, namespace: shop}\nspec: {addresses: [10.0.0.2]}\n".to_owned();
     for at in 0..1000 {
         let (action, dry_run) = (["ALLOW", "DENY"][at % 3 / 2], at % 10 == 5);
-        let rule = match at % 5 {
+        let rule = match at % 7 {
             0 => format!(
                 "from: [{{source: {{principals: [cluster.local/ns/n{at}/sa/x, '*/sa/y{at}']}}}}]"
             ),
@@ -252,6 +253,13 @@ fn a_decision_allocates_nothing() {
             3 => format!(
                 "to: [{{operation: {{ports: [{}], notPorts: [80]}}}}]",
                 at + 1
+            ),
+            4 => format!(
+                "to: [{{operation: {{ports: [{at}1], methods: [GET], paths: [/p{at}, '/p{at}/*'], notHosts: [h{at}]}}}}]"
+            ),
+            5 => format!(
+                "to: [{{operation: {{ports: [{at}2]}}}}], when: [{{key: 'request.headers[x{}]', values: [v{at}, 'w{at}*']}}]",
+                at % 3
             ),
             _ => format!(
                 "when: [{{key: source.ip, notValues: [10.0.0.0/8]}}, {{key: source.namespace, values: [m{at}]}}]"
@@ -277,6 +285,11 @@ fn a_decision_allocates_nothing() {
         Some(of("q", "y5")),
         Some(of("n11", "b")),
     ];
+    let mut headers = HeaderMap::new();
+    for (name, value) in [("x0", "w1"), ("x1", "v5"), ("x1", "v6")] {
+        headers.append(name, value.parse().unwrap());
+    }
+    let ambiguous = RequestPath::new("/p4/a%2Fb");
     let (mut allowed, mut told) = (0, 0);
     let work = || {
         for source in &clients {
@@ -290,6 +303,20 @@ fn a_decision_allocates_nothing() {
                 };
                 allowed += usize::from(authorizer.decide(&facts).is_allowed());
                 authorizer.dry_run(&facts, |_, _| told += 1);
+                for path in [&RequestPath::new("/p4/x"), &ambiguous] {
+                    let facts = Facts {
+                        http: Some(HttpFacts {
+                            method: "GET",
+                            path,
+                            host: &RequestHost::new("shop.example:80"),
+                            headers: &headers,
+                        }),
+                        ..facts
+                    };
+                    let _ = authorizer.decide(&facts);
+                    let _ = authorizer.decide_connection(&facts);
+                    authorizer.dry_run(&facts, |_, _| told += 1);
+                }
             }
         }
     };

@@ -27,6 +27,18 @@ pub struct InboundPort {
     pub limited: Vec<Arc<ServiceState>>,
 }
 
+impl InboundPort {
+    /// One of which nothing is known but this.
+    pub fn declared(protocol: AppProtocol) -> Self {
+        Self {
+            services: Vec::new(),
+            protocol,
+            conflict: false,
+            limited: Vec::new(),
+        }
+    }
+}
+
 impl PartialEq for InboundPort {
     fn eq(&self, other: &Self) -> bool {
         let states = |port: &Self| port.limited.iter().map(Arc::as_ptr).collect::<Vec<_>>();

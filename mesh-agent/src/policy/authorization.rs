@@ -119,6 +119,12 @@ impl Authorizer {
         self.layers.iter().any(|layer| layer.needs_http(port))
     }
 
+    /// Whether a policy in effect looks at the paths of requests: then the application has to get them in the form that
+    /// was decided on.
+    pub fn looks_at_paths(&self) -> bool {
+        self.layers.iter().any(|layer| layer.looks_at_paths())
+    }
+
     fn verdict(&self, facts: &Facts<'_>, what: What<'_>) -> Verdict<'_> {
         if self.closed {
             return Verdict::Deny(None);

@@ -9,7 +9,7 @@ use std::{
 use mesh_common::TUNNEL_PORT;
 
 use crate::{
-    catalog::{Snapshot, Upstream},
+    catalog::{InboundPort, Snapshot, Upstream},
     model::{
         AppProtocol, EffectivePolicy, Enrolment, HashKey, LoadBalancer, MtlsMode, OutboundMode,
         ResourceName, SpiffeId, Strategy, TunnelProtocol, Workload,
@@ -174,17 +174,55 @@ impl<'p> Admit<'p> {
     }
 }
 
-/// Decides on an inbound connection.
+/// What is spoken on a port of a workload, as far as its agent has to know: what the services in front declare; where
+/// they declare nothing and a rate limit or a policy is about requests, the first bytes tell.
+pub(crate) fn speaks_inbound(port: Option<&InboundPort>, policy_needs_http: bool) -> Speaks {
+    let Some(port) = port else {
+        return match policy_needs_http {
+            true => Speaks::Detect,
+            false => Speaks::Opaque,
+        };
+    };
+    match port.protocol {
+        AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => Speaks::Http,
+        AppProtocol::Tcp | AppProtocol::Tls | AppProtocol::Other(_) => Speaks::Opaque,
+        AppProtocol::Undeclared
+            if policy_needs_http || port.conflict || !port.limited.is_empty() =>
+        {
+            Speaks::Detect
+        }
+        AppProtocol::Undeclared => Speaks::Opaque,
+    }
+}
+
+/// Decides on an inbound connection that does not speak HTTP, or on a request.
 pub(crate) fn admit<'p>(
     policy: &EffectivePolicy,
     authorizer: &'p Authorizer,
     facts: &Facts<'_>,
 ) -> Admit<'p> {
+    admit_by(policy, facts, || authorizer.decide(facts))
+}
+
+/// Decides on an inbound connection whose requests are still to come: refused is one on which none could be allowed.
+pub(crate) fn admit_connection<'p>(
+    policy: &EffectivePolicy,
+    authorizer: &'p Authorizer,
+    facts: &Facts<'_>,
+) -> Admit<'p> {
+    admit_by(policy, facts, || authorizer.decide_connection(facts))
+}
+
+fn admit_by<'p>(
+    policy: &EffectivePolicy,
+    facts: &Facts<'_>,
+    decide: impl FnOnce() -> Verdict<'p>,
+) -> Admit<'p> {
     // An identity comes from a tunnel and a tunnel has one, so its absence is plain text.
     if facts.source.is_none() && policy.mtls_of(facts.destination_port) == MtlsMode::Strict {
         return Admit::Plaintext;
     }
-    let verdict = authorizer.decide(facts);
+    let verdict = decide();
     if verdict.is_allowed() {
         Admit::Yes(verdict)
     } else {

@@ -156,7 +156,7 @@ impl Served {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Decides every inbound connection anew, if its rules changed, and cuts the losers. Returns their number.
+    /// Decides every inbound connection and request anew, if its rules changed, and cuts the losers. Returns their number.
     pub(super) fn decide_anew(&self, shared: &Shared) -> usize {
         let rules = {
             // Locked before the look, so that of two calls at once the later one stores the later rules.
@@ -171,23 +171,27 @@ impl Served {
             *last = Some(rules.clone());
             rules
         };
-        let mut losers = Vec::new();
+        let (mut losers, mut requests) = (Vec::new(), 0);
         for entry in self.lock().connections.values() {
             let Some(admission) = &entry.admission else {
                 continue;
             };
-            if admission.cut().is_none()
-                && let Some((reason, policy)) = rules.refusal(admission)
-            {
+            if admission.cut().is_some() {
+                continue;
+            }
+            if let Some((reason, policy)) = rules.refusal(admission) {
                 admission.set_cut(reason, policy);
                 losers.push(entry.task.clone());
+            } else {
+                // Ended by the tasks that they run in.
+                requests += rules.cut_requests(admission);
             }
         }
         // Not under the lock: what is aborted may be dropped in here, and its place with it.
         for task in losers.iter().flatten() {
             task.abort();
         }
-        losers.len()
+        losers.len() + requests
     }
 
     /// Becomes true when the workload takes no more connections: for tunnels, which have to be told to end.

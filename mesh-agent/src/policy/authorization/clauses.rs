@@ -91,6 +91,10 @@ impl Clauses {
         self.of.is_empty()
     }
 
+    pub(super) fn looks_at_paths(&self) -> bool {
+        !self.paths.is_empty()
+    }
+
     /// The owner of the first clause that matches.
     pub(super) fn first(&self, facts: &Facts<'_>, what: What<'_>, trust: &Trust) -> Option<u32> {
         self.stretches(facts, what, trust, |first, stretch| {

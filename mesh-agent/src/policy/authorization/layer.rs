@@ -103,6 +103,10 @@ impl Layer {
         self.http.as_ref().is_some_and(|ports| ports.contains(port))
     }
 
+    pub(super) fn looks_at_paths(&self) -> bool {
+        self.clauses.looks_at_paths()
+    }
+
     pub(super) fn decide(&self, facts: &Facts<'_>, what: What<'_>) -> Option<Decision<'_>> {
         if self.clauses.is_empty() {
             return None;

@@ -16,6 +16,7 @@ mod tests;
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -28,7 +29,7 @@ pub(in crate::proxy) use self::{
     relay::{End, Finish, Relay, Timed, Times, grpc_status},
     replay::{Attempt, Replay, Sent},
 };
-use super::pool::UpstreamBody;
+use super::{pool::UpstreamBody, running::Running};
 use crate::telemetry::Reason;
 
 /// A request's or a response's body.
@@ -49,6 +50,14 @@ pub(in crate::proxy) enum Body {
 }
 
 impl Body {
+    /// A response that a change of policy ends.
+    pub(in crate::proxy) fn until(mut self, running: Arc<Running>) -> Self {
+        if let Self::Relay(relay) = &mut self {
+            relay.until(running);
+        }
+        self
+    }
+
     pub(in crate::proxy) fn fixed(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         if bytes.is_empty() {

@@ -12,12 +12,14 @@ pub(super) mod detect;
 #[allow(unreachable_pub, reason = "reached by the fuzz targets alone")]
 pub mod fuzz;
 mod headers;
+mod inbound;
 mod io;
 mod mirror;
 mod outbound;
 mod plan;
 mod pool;
 mod reply;
+mod running;
 mod server;
 mod splice;
 mod upgrade;
@@ -26,8 +28,10 @@ pub(super) use self::{
     body::Body,
     io::Io,
     mirror::Mirrors,
+    inbound::Inbound,
     outbound::{Outbound, adopt},
     pool::Pools,
+    running::Requests,
     server::ServerSettings,
 };
 

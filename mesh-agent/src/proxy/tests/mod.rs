@@ -3,6 +3,7 @@
 mod candidates;
 mod checks;
 mod connecting;
+mod inbound_http;
 mod life;
 mod relay;
 pub(super) mod tunnel;

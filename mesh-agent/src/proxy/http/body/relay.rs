@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 pub(in crate::proxy) use self::timed::Timed;
 use super::{Body, BodyError, Sent, Source};
+use crate::proxy::http::running::Running;
 use crate::telemetry::{Reason, RequestBytes};
 
 /// How a response ended.
@@ -77,6 +78,8 @@ pub(in crate::proxy) struct Relay<F: Finish + ?Sized> {
     /// The request was gRPC and so is the answer: it must end with a status.
     grpc: bool,
     grpc_status: Option<u32>,
+    /// Ends it when policy does.
+    running: Option<Arc<Running>>,
     finished: bool,
     finish: F,
 }
@@ -101,6 +104,7 @@ impl<F: Finish + 'static> Relay<F> {
             // Clients of gRPC read another HTTP status instead of a grpc-status.
             grpc: grpc && head.status == StatusCode::OK,
             grpc_status: grpc_status(&head.headers),
+            running: None,
             finished: false,
             finish,
         };
@@ -122,6 +126,13 @@ impl<F: Finish + ?Sized> Relay<F> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(running) = &self.running
+            && running.poll_cut(cx).is_ready()
+        {
+            self.end(Reason::PolicyDenied, false);
+            let cut = BodyError::new(Reason::PolicyDenied, h2::Reason::CANCEL);
+            return Poll::Ready(Some(Err(cut)));
+        }
         let Some(source) = &mut self.source else {
             return Poll::Ready(None);
         };
@@ -153,6 +164,11 @@ impl<F: Finish + ?Sized> Relay<F> {
             }
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// From here on a change of policy ends it.
+    pub(super) fn until(&mut self, running: Arc<Running>) {
+        self.running = Some(running);
     }
 
     pub(super) fn is_end_stream(&self) -> bool {
@@ -226,6 +242,7 @@ impl<F: Finish + ?Sized> Relay<F> {
         }
         // Before the report, so that what is reported as over holds no connection and no permit.
         self.source = None;
+        self.running = None;
         self.sent.close();
         self.finish.finish(End {
             reason,

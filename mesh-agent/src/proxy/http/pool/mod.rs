@@ -180,6 +180,18 @@ impl<B: RequestBody> Pools<B> {
         }
     }
 
+    /// Nobody comes with the key any more: closes what is idle, and what is busy when it is idle.
+    pub(in crate::proxy) fn forget(&self, key: &PoolKey) {
+        let endpoint = {
+            let mut table = self.tables.of(key).write();
+            let table = table.as_mut().unwrap_or_else(|error| error.get_mut());
+            table.remove(key)
+        };
+        if let Some(endpoint) = endpoint {
+            endpoint.close();
+        }
+    }
+
     fn endpoint(&self, key: &PoolKey) -> Arc<Endpoint<B>> {
         let table = self.tables.of(key);
         if let Some(endpoint) = table

@@ -1,0 +1,665 @@
+//! The requests of one connection to a workload: whether each is allowed, what the application hears of the client, and
+//! what the client gets back.
+//!
+//! Read from the top: [`Inbound::call`] takes a request through `authorize`, `charge` and `ask`. The application gets
+//! connections of this one client alone, because it is to see the client's address on them.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ::http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header::USER_AGENT,
+    request::Parts, uri::PathAndQuery,
+};
+use futures::FutureExt;
+use hyper::body::{Body as _, Incoming};
+use tokio::{io::Interest, task::JoinSet, time::Instant};
+
+use super::{
+    HttpVersion,
+    body::{Body, End, Finish, Relay, Replay, Times},
+    headers::{self, Hop},
+    io::Io,
+    outbound::reason_of,
+    pool::{PoolKey, SendFailed, UpstreamBody},
+    reply::{self, About},
+    running::{Place, Running},
+    server::{Handler, ServerSettings, serve},
+    upgrade::{NotSwitched, Switched, Upgrade},
+};
+use crate::{
+    catalog::InboundPort,
+    model::{ConnectionPool, ResourceName, SpiffeId},
+    policy::RequestPath,
+    proxy::{
+        Shared,
+        admission::Admission,
+        connect::{Connected, Link},
+        inbound::{self, Rules},
+        served::{Report, Served},
+        socket::Leg,
+    },
+    resilience::{Decision, Quota, RequestFacts},
+    telemetry::{Protocol, Reason, RequestGuard, RequestStart, TraceContext},
+};
+
+/// Who the client is, as the tunnel proved it (Envoy's name and form).
+const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// One connection to the workload on which requests come.
+pub(in crate::proxy) struct Inbound {
+    shared: Arc<Shared>,
+    served: Arc<Served>,
+    /// Until the connection has ended.
+    report: Mutex<Option<Report>>,
+    admission: Arc<Admission>,
+    /// Whom the application is to see.
+    client: SocketAddr,
+    version: HttpVersion,
+    /// Connections to the application.
+    key: PoolKey,
+    /// The first of them, where it was made before a request came.
+    connected: Mutex<Option<Leg>>,
+    /// Whom requests are for that do not say it: what was dialled.
+    fallback: String,
+    /// Value of `x-forwarded-client-cert`; `None` without a tunnel.
+    forwarded: Option<HeaderValue>,
+    view: Mutex<View>,
+    /// Connections that a request has turned into something else.
+    upgraded: Mutex<JoinSet<()>>,
+}
+
+/// What requests are decided by, as long as the catalog stays the same.
+#[derive(Clone)]
+struct View {
+    version: u64,
+    rules: Rules,
+    port: Option<Arc<InboundPort>>,
+}
+
+/// Why a request gets an answer of ours.
+struct Refusal {
+    reason: Reason,
+    detail: String,
+    policy: Option<ResourceName>,
+    limit: Option<(Quota, std::time::Duration)>,
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            detail: String::new(),
+            policy: None,
+            limit: None,
+        }
+    }
+}
+
+/// What the client gets, beside the application's answer.
+struct Answered {
+    response: Response<UpstreamBody>,
+    upgrade: Option<Upgrade>,
+    replay: Replay,
+    quota: Option<Quota>,
+}
+
+impl Inbound {
+    /// `connected`: to the application, where there is a connection already.
+    pub(in crate::proxy) fn new(
+        shared: &Arc<Shared>,
+        served: &Arc<Served>,
+        report: Report,
+        admission: Arc<Admission>,
+        client: SocketAddr,
+        version: HttpVersion,
+        connected: Option<Leg>,
+    ) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let destination = admission.destination;
+        let key = PoolKey {
+            // Apart from every workload's own connections, and from every other client's.
+            pod: 1 << 63 | NEXT.fetch_add(1, Ordering::Relaxed),
+            endpoint: destination,
+            source: None,
+            version,
+            identity: None,
+        };
+        let own = shared
+            .catalog
+            .load()
+            .workload(served.pod.name())
+            .map(|workload| workload.identity.clone());
+        let forwarded = admission
+            .source
+            .as_ref()
+            .and_then(|source| forwarded(own.as_ref(), source));
+        Arc::new(Self {
+            view: Mutex::new(view(shared, served, destination)),
+            shared: Arc::clone(shared),
+            served: Arc::clone(served),
+            report: Mutex::new(Some(report)),
+            admission,
+            client,
+            version,
+            key,
+            connected: Mutex::new(connected),
+            fallback: destination.to_string(),
+            forwarded,
+            upgraded: Mutex::default(),
+        })
+    }
+
+    /// Serves the connection to its end and reports it.
+    pub(in crate::proxy) async fn run(self: Arc<Self>, io: Io) {
+        self.note(|report| report.set_protocol(Protocol::Http));
+        // Reports the connection also when the task is cut.
+        let closing = Closing(self);
+        let this = &closing.0;
+        let draining = this.served.draining();
+        let settings = ServerSettings::default();
+        let end = serve(io, this.version, &settings, draining, Arc::clone(this)).await;
+        let mut upgraded = std::mem::take(&mut *lock(&this.upgraded));
+        while upgraded.join_next().await.is_some() {}
+        let reason = reason_of(&end);
+        let report = lock(&this.report).take();
+        if let Some(report) = report {
+            report.finish(reason);
+        }
+    }
+
+    fn note<T>(&self, note: impl FnOnce(&Report) -> T) -> Option<T> {
+        lock(&self.report).as_ref().map(note)
+    }
+
+    fn view(&self) -> View {
+        let mut view = lock(&self.view);
+        if view.version != self.shared.catalog.load().version {
+            *view = self::view(&self.shared, &self.served, self.admission.destination);
+        }
+        view.clone()
+    }
+
+    /// Takes one request to its answer.
+    async fn answer(
+        self: &Arc<Self>,
+        mut parts: Parts,
+        incoming: Incoming,
+        running: &Running,
+        guard: &mut RequestGuard,
+    ) -> Result<Answered, Refusal> {
+        headers::refuse(&parts).map_err(|refused| Refusal {
+            detail: refused.detail().to_owned(),
+            ..refused.reason().into()
+        })?;
+        let hop = headers::strip_hop_by_hop(&mut parts.headers);
+        let upgrade = Upgrade::of(&mut parts, &hop);
+        headers::canonical(&mut parts);
+        parts.headers.remove(FORWARDED_CLIENT_CERT);
+        // What it is decided on again, should policy change. From here on a change finds it.
+        running.begin(&parts);
+        let view = self.view();
+        self.authorize(&view.rules, running, guard)?;
+        let path = RequestPath::new(parts.uri.path());
+        let quota = self.charge(&view, &parts, &path)?;
+        if view.rules.looks_at_paths()
+            && let Some(uri) = with_path(&parts.uri, path.normal())
+        {
+            // What was decided on is what the application does.
+            parts.uri = uri;
+        }
+        if let Some(forwarded) = &self.forwarded {
+            parts
+                .headers
+                .insert(FORWARDED_CLIENT_CERT, forwarded.clone());
+        }
+        let replay = Replay::new(incoming, 0, Arc::clone(guard.bytes()));
+        let asked = self.ask(parts, &hop, upgrade.as_ref(), replay, guard);
+        let (response, replay) = tokio::select! {
+            biased;
+            asked = asked => asked?,
+            policy = running.cut() => return Err(Refusal {
+                policy,
+                ..Reason::PolicyDenied.into()
+            }),
+        };
+        Ok(Answered {
+            response,
+            upgrade,
+            replay,
+            quota,
+        })
+    }
+
+    /// Decides on the request, where policy is about requests at all; else its connection was decided on.
+    fn authorize(
+        &self,
+        rules: &Rules,
+        running: &Running,
+        guard: &mut RequestGuard,
+    ) -> Result<(), Refusal> {
+        if !rules.needs_http(self.admission.destination.port()) {
+            return Ok(());
+        }
+        let decided = running.with_facts(|http| {
+            let facts = self.admission.facts_of(http);
+            inbound::decide_request(&self.shared, &self.served, &self.admission, rules, &facts)
+        });
+        // Unknown facts are none that could be allowed.
+        let (refusal, policy) = decided.unwrap_or((Some(Reason::Internal), None));
+        if let Some(policy) = &policy {
+            guard.set_policy(policy);
+        }
+        match refusal {
+            None => Ok(()),
+            Some(reason) => Err(Refusal {
+                policy,
+                ..reason.into()
+            }),
+        }
+    }
+
+    /// Charges the request to the rate limits of the services in front.
+    fn charge(
+        &self,
+        view: &View,
+        parts: &Parts,
+        path: &RequestPath<'_>,
+    ) -> Result<Option<Quota>, Refusal> {
+        let mut least: Option<Quota> = None;
+        let Some(port) = &view.port else {
+            return Ok(None);
+        };
+        let facts = RequestFacts {
+            identity: self.admission.source.as_ref(),
+            source: self.admission.source_ip,
+            method: &parts.method,
+            path: path.normal(),
+            headers: &parts.headers,
+        };
+        for service in &port.limited {
+            match service.limiters.check(&facts, Instant::now().into_std()) {
+                Decision::Allowed(quota) => {
+                    let less =
+                        |than: &Quota| quota.as_ref().is_some_and(|q| q.remaining < than.remaining);
+                    if least.as_ref().is_none_or(less) {
+                        least = quota.or(least);
+                    }
+                }
+                Decision::Refused(refused) => {
+                    return Err(Refusal {
+                        detail: format!("limit {}", refused.quota.limit.name),
+                        limit: Some((refused.quota, refused.wait)),
+                        ..Reason::RateLimited.into()
+                    });
+                }
+            }
+        }
+        Ok(least)
+    }
+
+    /// Asks the application.
+    async fn ask(
+        &self,
+        parts: Parts,
+        hop: &Hop,
+        upgrade: Option<&Upgrade>,
+        mut replay: Replay,
+        guard: &mut RequestGuard,
+    ) -> Result<(Response<UpstreamBody>, Replay), Refusal> {
+        let trace = guard.attempt(self.key.endpoint, Some(self.served.pod.name()));
+        // Where there is no body, the request can be asked again on another connection.
+        let again = replay.is_empty().then(|| parts.clone());
+        let mut body = replay.next().ok_or(Reason::Internal)?;
+        let mut parts = Some(parts);
+        let mut ready: Option<Request<Body>> = None;
+        let mut fresh = false;
+        loop {
+            let options = ConnectionPool::default();
+            let checkout = self
+                .shared
+                .http
+                .checkout(&self.key, &options, fresh, || self.connect());
+            let checkout = checkout.await?;
+            guard.attempt_connected();
+            let request = match (ready.take(), parts.take()) {
+                (Some(request), _) => request,
+                (None, Some(parts)) => {
+                    let body = std::mem::take(&mut body);
+                    self.request(parts, body, hop, upgrade, &trace)
+                }
+                (None, None) => return Err(Reason::Internal.into()),
+            };
+            let failed: SendFailed<Body> = match checkout.send(request).await {
+                Ok(response) => {
+                    guard.attempt_ended(Ok(response.status()));
+                    return Ok((response, replay));
+                }
+                Err(failed) => failed,
+            };
+            // The application closed a connection that rested while the request was on its way: not a failure of the
+            // request, if nothing came back.
+            if !fresh && failed.reused {
+                fresh = true;
+                ready = failed.request;
+                if ready.is_none() && repeatable(&again) {
+                    parts.clone_from(&again);
+                }
+                if ready.is_some() || parts.is_some() {
+                    continue;
+                }
+            }
+            guard.attempt_ended(Err(failed.reason));
+            return Err(replay.client_failed().unwrap_or(failed.reason).into());
+        }
+    }
+
+    /// The request as the application gets it.
+    fn request(
+        &self,
+        mut parts: Parts,
+        body: Body,
+        hop: &Hop,
+        upgrade: Option<&Upgrade>,
+        trace: &TraceContext,
+    ) -> Request<Body> {
+        trace.inject(&mut parts.headers);
+        let streamed = !body.is_end_stream() && body.size_hint().exact().is_none();
+        headers::for_upstream(&mut parts, self.version, hop, &self.fallback, streamed);
+        if let Some(upgrade) = upgrade {
+            upgrade.ask(&mut parts, self.version);
+        }
+        Request::from_parts(parts, body)
+    }
+
+    async fn connect(&self) -> Result<Connected, Reason> {
+        let first = lock(&self.connected).take();
+        // An application that has said something before it was asked, or has ended, gets another connection.
+        if let Some(leg) = first
+            && leg.ready(Interest::READABLE).now_or_never().is_none()
+        {
+            return Ok(to_connected(leg, self.key.endpoint));
+        }
+        let leg = inbound::to_application(
+            &self.shared,
+            &self.served,
+            self.admission.destination,
+            self.client,
+            &|note| {
+                self.note(|report| note.tell(report));
+            },
+        )
+        .await?;
+        Ok(to_connected(leg, self.key.endpoint))
+    }
+
+    /// Turns the application's answer into the client's.
+    fn respond(
+        self: &Arc<Self>,
+        answered: Answered,
+        grpc: bool,
+        mut guard: RequestGuard,
+        running: Place,
+    ) -> Response<Body> {
+        let Answered {
+            response,
+            upgrade,
+            replay,
+            quota,
+        } = answered;
+        let (mut head, body) = response.into_parts();
+        headers::strip_hop_by_hop(&mut head.headers);
+        let response = Response::from_parts(head, body);
+        let response = match upgrade {
+            Some(upgrade) => match self.switch(upgrade, response) {
+                Ok((head, switched)) => {
+                    guard.response_started(head.status);
+                    self.carry(switched, guard, running);
+                    return Response::from_parts(head, Body::Empty);
+                }
+                Err(Some(response)) => response,
+                Err(None) => {
+                    return self.refuse(Reason::UpstreamProtocol.into(), grpc, Some(guard));
+                }
+            },
+            None => response,
+        };
+        guard.response_started(response.status());
+        let (mut head, body) = response.into_parts();
+        if let Some(quota) = &quota {
+            limited(&mut head.headers, quota);
+        }
+        let bytes = Arc::clone(guard.bytes());
+        let policy = Arc::clone(running.running());
+        let finish = Ending {
+            guard: Some(guard),
+            running,
+        };
+        let times = Times::default();
+        let body = Relay::body(&head, body, grpc, replay.sent(), times, bytes, finish);
+        Response::from_parts(head, body.until(policy))
+    }
+
+    fn switch(
+        &self,
+        upgrade: Upgrade,
+        response: Response<UpstreamBody>,
+    ) -> Result<(::http::response::Parts, Switched), Option<Response<UpstreamBody>>> {
+        upgrade
+            .answered(response, self.version)
+            .map_err(|failed| match failed {
+                NotSwitched::Answered(response) => Some(response),
+                NotSwitched::Broken => None,
+            })
+    }
+
+    /// Carries what a connection was switched to, until it ends or policy ends it.
+    fn carry(&self, switched: Switched, mut guard: RequestGuard, running: Place) {
+        let bytes = Arc::clone(guard.bytes());
+        lock(&self.upgraded).spawn(async move {
+            let reason = tokio::select! {
+                biased;
+                reason = switched.carry(&bytes) => reason,
+                policy = running.cut() => {
+                    if let Some(policy) = policy {
+                        guard.set_policy(&policy);
+                    }
+                    Reason::PolicyDenied
+                }
+            };
+            drop(running);
+            guard.finish(reason);
+        });
+    }
+
+    /// An answer of ours.
+    fn refuse(&self, refusal: Refusal, grpc: bool, guard: Option<RequestGuard>) -> Response<Body> {
+        let detail = match &refusal.policy {
+            Some(policy) => format!("policy {policy}"),
+            None => refusal.detail,
+        };
+        let catalog = self.shared.catalog.load();
+        let about = About {
+            grpc,
+            node: catalog.node(),
+            detail: &detail,
+            retry_after: refusal.limit.as_ref().map(|(_, wait)| *wait),
+        };
+        let mut response = reply::reply(refusal.reason, &about);
+        if let Some((quota, _)) = &refusal.limit {
+            limited(response.headers_mut(), quota);
+        }
+        if let Some(mut guard) = guard {
+            if let Some(policy) = &refusal.policy {
+                guard.set_policy(policy);
+            }
+            guard.response_started(response.status());
+            guard.finish(refusal.reason);
+        }
+        response
+    }
+}
+
+impl Handler for Inbound {
+    async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let (mut parts, incoming) = request.into_parts();
+        let request_id = headers::ensure_request_id(&mut parts.headers, rand::random);
+        let grpc = headers::is_grpc(&parts.headers);
+        let start = RequestStart {
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            version: parts.version,
+            authority: headers::authority(&parts).and_then(|host| HeaderValue::from_str(host).ok()),
+            request_id: Some(request_id),
+            user_agent: parts.headers.get(USER_AGENT).cloned(),
+            grpc,
+            trace: TraceContext::extract(&parts.headers),
+        };
+        let Some(mut guard) = self.note(|report| report.request(start)).flatten() else {
+            // The connection has ended.
+            return self.refuse(Reason::Drained.into(), grpc, None);
+        };
+        let running = self.admission.requests.add();
+        match self.answer(parts, incoming, &running, &mut guard).await {
+            Ok(answered) => self.respond(answered, grpc, guard, running),
+            Err(refusal) => self.refuse(refusal, grpc, Some(guard)),
+        }
+    }
+}
+
+/// What is done when a response has ended.
+struct Ending {
+    guard: Option<RequestGuard>,
+    running: Place,
+}
+
+impl Finish for Ending {
+    fn finish(&mut self, end: End) {
+        let Some(mut guard) = self.guard.take() else {
+            return;
+        };
+        if let Some(code) = end.grpc_status {
+            guard.set_grpc_status(code);
+        }
+        let cut = self.running.was_cut();
+        if let Some(Some(policy)) = &cut {
+            guard.set_policy(policy);
+        }
+        guard.finish(cut.map_or(end.reason, |_| Reason::PolicyDenied));
+    }
+}
+
+struct Closing(Arc<Inbound>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        // Dropped, a report gives the reason of the cut.
+        drop(lock(&self.0.report).take());
+        self.0.shared.http.forget(&self.0.key);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn view(shared: &Shared, served: &Served, destination: SocketAddr) -> View {
+    // The version first: what comes after it may be newer, and is looked at again then.
+    let version = shared.catalog.load().version;
+    View {
+        version,
+        rules: served.rules(shared),
+        port: shared.catalog.load().inbound(destination).cloned(),
+    }
+}
+
+fn to_connected(leg: Leg, endpoint: SocketAddr) -> Connected {
+    Connected {
+        link: Link::Plain(leg),
+        endpoint,
+        permits: None,
+        principals: None,
+    }
+}
+
+/// `By=spiffe://...;URI=spiffe://...`: who was dialled, and who dials.
+fn forwarded(own: Option<&SpiffeId>, source: &SpiffeId) -> Option<HeaderValue> {
+    let by = own.map_or_else(String::new, |own| format!("By={own};"));
+    HeaderValue::from_str(&format!("{by}URI={source}")).ok()
+}
+
+/// What a limit left (draft-ietf-httpapi-ratelimit-headers).
+fn limited(headers: &mut HeaderMap, quota: &Quota) {
+    for (name, value) in [
+        (RATE_LIMIT_POLICY, quota.policy_field()),
+        (RATE_LIMIT, quota.field()),
+    ] {
+        // The application may limit as well.
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.append(name, value);
+        }
+    }
+}
+
+/// The target with another path. `None`: it has this one.
+fn with_path(uri: &Uri, path: &str) -> Option<Uri> {
+    if uri.path() == path || path.is_empty() {
+        return None;
+    }
+    let target = match uri.query() {
+        Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
+        None => PathAndQuery::try_from(path),
+    };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(target.ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+/// Whether the request may be asked twice.
+fn repeatable(parts: &Option<Parts>) -> bool {
+    let idempotent = |method: &Method| method.is_idempotent();
+    parts
+        .as_ref()
+        .is_some_and(|parts| idempotent(&parts.method))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_is_replaced_and_the_query_stays() {
+        for (uri, path, expected) in [
+            ("/a/../b?x=/../y", "/b", Some("/b?x=/../y")),
+            ("/a", "/a", None),
+            ("//a", "/a", Some("/a")),
+            ("*", "*", None),
+            ("/%61", "/a", Some("/a")),
+            ("http://h/%61?q", "/a", Some("http://h/a?q")),
+        ] {
+            let uri: Uri = uri.parse().unwrap();
+            let made = with_path(&uri, path).map(|uri| uri.to_string());
+            assert_eq!(made.as_deref(), expected, "{uri}");
+        }
+    }
+
+    #[test]
+    fn the_client_is_named_as_envoy_names_it() {
+        let id = |account: &str| -> SpiffeId {
+            format!("spiffe://cluster.local/ns/shop/sa/{account}")
+                .parse()
+                .unwrap()
+        };
+        assert_eq!(
+            forwarded(Some(&id("db")), &id("web")).unwrap(),
+            "By=spiffe://cluster.local/ns/shop/sa/db;URI=spiffe://cluster.local/ns/shop/sa/web"
+        );
+    }
+}
