@@ -70,6 +70,7 @@ impl AgentView for View {
             source,
             destination,
             namespace,
+            ..
         } = query;
         if source == "nobody" {
             return Err("no workload default/nobody".into());

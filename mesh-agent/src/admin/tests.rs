@@ -263,7 +263,14 @@ async fn every_path_answers() {
         source: source.into(),
         destination: "web.shop:80&x=[::1]".into(),
         namespace: None,
+        method: Some("PUT".into()),
+        path: Some("/a?b=c&d".into()),
+        headers: vec!["x: y&z".into(), "x: 2".into()],
     };
+    assert_eq!(
+        api::ExplainQuery::parse(query("a").to_query().trim_start_matches('?')),
+        Ok(query("a"))
+    );
     let explain = |source: &str| {
         let (client, path) = (client.clone(), query(source).to_query());
         async move {

@@ -1,4 +1,4 @@
-//! `mesh-agent explain`: what would happen to a connection, by the functions that decide on real ones.
+//! `mesh-agent explain`: what would happen to a connection or a request, by the functions that decide on real ones.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -6,19 +6,21 @@ use std::{
     time::Instant,
 };
 
+use http::{header::HOST, request::Parts};
+
 use super::view::protocol;
 use crate::{
     admin::api::{
         Candidate, Considered, ExplainQuery, Explanation, Mtls, Party, Transport, Verdict,
     },
-    catalog::{Snapshot, Upstream},
+    catalog::{InboundPort, Snapshot, Upstream},
     identity::Identities,
     model::{
         AppProtocol, Enrolment, MtlsMode, NotEnrolled, ResourceName, SpiffeId, TunnelProtocol,
         Workload,
     },
-    policy::{self, Facts},
-    proxy::decide::{self, Admit, Target, Way},
+    policy::{self, Facts, HttpFacts, RequestHost, RequestPath},
+    proxy::decide::{self, Admit, Speaks, Target, Way},
     resilience::BreakerState,
     telemetry::Reason,
 };
@@ -44,9 +46,13 @@ pub(super) fn explain(
         identities,
         source: &source,
         captured: false,
+        request: None,
+        declared: None,
         is_captured,
         now: Instant::now(),
     };
+    let request = query.request()?;
+    asked.request = request.as_ref();
     let (captured, captured_why) = asked.captured(dialled);
     asked.captured = captured;
     let mut answer = Explanation {
@@ -71,13 +77,7 @@ pub(super) fn explain(
     match asked.target(dialled) {
         Ok(Target::Service(upstream)) => {
             answer.protocol = protocol(&upstream.port.app_protocol);
-            if upstream.port.app_protocol != AppProtocol::Undeclared
-                && upstream.port.app_protocol != AppProtocol::Tcp
-            {
-                answer
-                    .notes
-                    .push("the agent carries it as TCP: bytes, not requests".to_owned());
-            }
+            asked.declared = Some(upstream.port.app_protocol.clone());
             let strategy = upstream.service.traffic.load_balancer.strategy;
             answer.strategy = serde_json::to_value(strategy)
                 .ok()
@@ -134,6 +134,9 @@ struct Asked<'a> {
     identities: &'a Identities,
     source: &'a Source,
     captured: bool,
+    request: Option<&'a Parts>,
+    /// By the service that is dialled.
+    declared: Option<AppProtocol>,
     is_captured: &'a dyn Fn(&ResourceName) -> bool,
     now: Instant,
 }
@@ -326,15 +329,29 @@ impl Asked<'_> {
                 ..Verdict::default()
             };
         }
+        let speaks = self.speaks(workload, address);
+        let request = self.request.filter(|_| speaks != Speaks::Opaque);
+        let path = RequestPath::new(request.map_or("/", |request| request.uri.path()));
+        let host = request.and_then(|request| request.headers.get(HOST)?.to_str().ok());
+        let host = RequestHost::new(host.unwrap_or_default());
         let facts = Facts {
             source: identity,
             source_ip: source_ip.unwrap_or(IpAddr::from([0, 0, 0, 0])),
             destination_ip: address.ip(),
             destination_port: address.port(),
-            http: None,
+            http: request.map(|request| HttpFacts {
+                method: request.method.as_str(),
+                path: &path,
+                host: &host,
+                headers: &request.headers,
+            }),
         };
         let authorizer = self.catalog.authorizer(&workload.name);
-        let admit = decide::admit(policy, &authorizer, &facts);
+        let depends = speaks != Speaks::Opaque && authorizer.needs_http(address.port());
+        let admit = match (request, depends) {
+            (None, true) => decide::admit_connection(policy, &authorizer, &facts),
+            _ => decide::admit(policy, &authorizer, &facts),
+        };
         candidate.mtls = Mtls {
             mode: policy.mtls_of(address.port()).as_str().to_owned(),
             ok: admit != Admit::Plaintext,
@@ -350,7 +367,27 @@ impl Asked<'_> {
                 why: looked.why,
             })
             .collect();
-        verdict(&admit)
+        let mut verdict = verdict(&admit);
+        if request.is_none() && depends && verdict.allowed {
+            verdict.policy = None;
+            verdict.why =
+                "policies decide on each request: ask about one with -X, --path, -H".into();
+        } else if self.request.is_some() && speaks == Speaks::Opaque {
+            verdict.why += "; the destination's agent reads no requests on this port";
+        }
+        verdict
+    }
+
+    /// What the destination's agent reads there.
+    fn speaks(&self, workload: &Workload, address: SocketAddr) -> Speaks {
+        let authorizer = self.catalog.authorizer(&workload.name);
+        let needs_http = authorizer.needs_http(address.port());
+        if let Some(port) = self.catalog.inbound(address) {
+            return decide::speaks_inbound(Some(port), needs_http);
+        }
+        // Of a workload of another node only the service that is asked about is known.
+        let port = self.declared.clone().map(InboundPort::declared);
+        decide::speaks_inbound(port.as_ref(), needs_http)
     }
 
     /// Whether the source is of this node, whose certificates are known here.

@@ -1,4 +1,4 @@
-//! `mesh-agent explain SRC DST[:PORT]`: what would happen to a connection, and why.
+//! `mesh-agent explain SRC DST[:PORT]`: what would happen to a connection or a request, and why.
 
 use std::{fmt::Write as _, process::ExitCode};
 
@@ -22,6 +22,15 @@ pub(super) struct Explain {
     /// service with a single port needs none
     #[arg(value_name = "DST[:PORT]")]
     destination: String,
+    /// Ask about a request with this method; GET where only --path or --header is given
+    #[arg(short = 'X', long, value_name = "METHOD")]
+    method: Option<String>,
+    /// Path of the request, with its query
+    #[arg(long, value_name = "PATH")]
+    path: Option<String>,
+    /// A header of the request; Host is DST where it is not given
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
 }
 
 impl Explain {
@@ -34,6 +43,9 @@ impl Explain {
             source: self.source.clone(),
             destination: self.destination.clone(),
             namespace: global.namespace.clone(),
+            method: self.method.clone(),
+            path: self.path.clone(),
+            headers: self.headers.clone(),
         };
         let explanation: Explanation = reach::client(global)?
             .get(&format!("/v1/explain{}", query.to_query()))

@@ -1,5 +1,6 @@
-//! `GET /v1/explain?source=&destination=`: what would happen to a connection, and why.
+//! `GET /v1/explain?source=&destination=`: what would happen to a connection or a request, and why.
 
+use http::{HeaderName, HeaderValue, Method, Request, Uri, request::Parts};
 use serde::{Deserialize, Serialize};
 
 use crate::admin::query;
@@ -13,6 +14,12 @@ pub struct ExplainQuery {
     pub destination: String,
     /// Namespace of names that have none.
     pub namespace: Option<String>,
+    /// Of a request; GET where only something else of it is asked about.
+    pub method: Option<String>,
+    /// Path and query; `/` where only something else is asked about.
+    pub path: Option<String>,
+    /// `name: value`; `Host` is the destination as it was typed where it is not among them.
+    pub headers: Vec<String>,
 }
 
 /// The answer.
@@ -124,9 +131,12 @@ impl ExplainQuery {
                 "source" => parsed.source = value,
                 "destination" => parsed.destination = value,
                 "namespace" => parsed.namespace = Some(value),
+                "method" => parsed.method = Some(value),
+                "path" => parsed.path = Some(value),
+                "header" => parsed.headers.push(value),
                 _ => {
                     return Err(format!(
-                        "unknown parameter {key:?}; known are source, destination, namespace"
+                        "unknown parameter {key:?}; known are source, destination, namespace, method, path, header"
                     ));
                 }
             }
@@ -142,7 +152,48 @@ impl ExplainQuery {
             ("source", Some(self.source.as_str())),
             ("destination", Some(self.destination.as_str())),
             ("namespace", self.namespace.as_deref()),
+            ("method", self.method.as_deref()),
+            ("path", self.path.as_deref()),
         ];
-        query::build(pairs.into_iter().filter_map(|(k, v)| Some((k, v?))))
+        let headers = self
+            .headers
+            .iter()
+            .map(|header| ("header", Some(header.as_str())));
+        let pairs = pairs.into_iter().chain(headers);
+        query::build(pairs.filter_map(|(k, v)| Some((k, v?))))
+    }
+
+    /// The request that is asked about. `None`: it is about the connection alone.
+    ///
+    /// # Errors
+    /// A sentence for whoever asked.
+    pub fn request(&self) -> Result<Option<Parts>, String> {
+        if self.method.is_none() && self.path.is_none() && self.headers.is_empty() {
+            return Ok(None);
+        }
+        let method = self.method.as_deref().unwrap_or("GET");
+        let method = Method::from_bytes(method.as_bytes())
+            .map_err(|_| format!("{method:?} is no method of HTTP"))?;
+        let path = self.path.as_deref().unwrap_or("/");
+        let uri = Some(path)
+            .filter(|path| path.starts_with('/') || *path == "*")
+            .and_then(|path| path.parse::<Uri>().ok())
+            .ok_or_else(|| format!("{path:?} is no path; it begins with /"))?;
+        let (mut parts, ()) = Request::new(()).into_parts();
+        parts.method = method;
+        parts.uri = uri;
+        for header in &self.headers {
+            let wrong = || format!("{header:?} is no header; write it as name: value");
+            let (name, value) = header.split_once(':').ok_or_else(wrong)?;
+            let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| wrong())?;
+            let value = HeaderValue::from_str(value.trim()).map_err(|_| wrong())?;
+            parts.headers.append(name, value);
+        }
+        if !parts.headers.contains_key(http::header::HOST)
+            && let Ok(host) = HeaderValue::from_str(&self.destination)
+        {
+            parts.headers.insert(http::header::HOST, host);
+        }
+        Ok(Some(parts))
     }
 }

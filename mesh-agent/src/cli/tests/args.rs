@@ -33,6 +33,7 @@ fn every_command_is_accepted_with_global_options_behind_it() {
         "tap --source client --service shop/web --method GET --path /api --status 5xx --reason retry_budget --limit 5 --duration 30s -o json",
         "policies --workload shop/web-1",
         "explain shop/client web.shop:80",
+        "explain shop/client web.shop:80 -X POST --path /a?b -H x:y --header z:1",
         "explain 10.0.0.1 [fd00::2]:80",
         "connections --security none --principal *",
         "connections --closed --reason no_endpoints --port 80 --workload shop/web-1",
