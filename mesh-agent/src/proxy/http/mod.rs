@@ -26,9 +26,9 @@ mod upgrade;
 
 pub(super) use self::{
     body::Body,
+    inbound::Inbound,
     io::Io,
     mirror::Mirrors,
-    inbound::Inbound,
     outbound::{Outbound, adopt},
     pool::Pools,
     running::Requests,
