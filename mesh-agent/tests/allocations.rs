@@ -22,8 +22,8 @@ use mesh_agent::{
     },
     policy::{Facts, HttpFacts, RequestHost, RequestPath},
     telemetry::{
-        ConnMeta, Direction, Directory, Outcome, Peer, Protocol, RateLimitOutcome, Reason,
-        RequestStart, Retry, Role, Telemetry, TelemetryOptions, TraceContext,
+        ConnMeta, Direction, Directory, Outcome, Peer, Protocol, Reason, RequestStart, Role,
+        Telemetry, TelemetryOptions, TraceContext,
         logging::{self, LogFormat},
     },
 };
@@ -208,8 +208,6 @@ fn a_request_allocates_nothing_once_its_labels_are_known() {
             guard.set_grpc_status(14);
             guard.finish(reason);
         }
-        telemetry.retry(Some(&canary), Retry::Made);
-        telemetry.rate_limit(Some(&canary), "all", RateLimitOutcome::Allowed);
     };
     for _ in 0..4 {
         serve(200, Reason::Completed);

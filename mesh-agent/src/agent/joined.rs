@@ -146,6 +146,7 @@ impl AgentSource for Gauges {
             tunnels: self.proxy.tunnels(),
             services: services(&self.catalog.load()),
             health: self.health(),
+            pool: self.proxy.pool(),
         }
     }
 }
@@ -162,6 +163,7 @@ fn services(snapshot: &Snapshot) -> Vec<ServiceGauge> {
                 in_flight: state.requests.in_use().into(),
                 pending: state.waiting().into(),
                 budget: Some(state.budget.balance(&service.traffic.retry_budget, now) as f64),
+                limits: state.limiters.counts(),
                 endpoints: breakers(snapshot, service, now),
             })
         })

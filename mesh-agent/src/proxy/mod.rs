@@ -54,7 +54,7 @@ pub use self::{
 use crate::{
     catalog::Catalog,
     model::{EffectivePolicy, ResourceName},
-    telemetry::{Reason, Telemetry, TunnelGauge},
+    telemetry::{PoolGauge, Reason, Telemetry, TunnelGauge},
 };
 
 /// The seam to capture: one enrolled workload, and sockets in its network namespace.
@@ -308,6 +308,11 @@ impl Proxy {
     /// How many tunnels there are, for the metrics.
     pub fn tunnels(&self) -> Vec<TunnelGauge> {
         self.shared.tunnels.gauges()
+    }
+
+    /// Connections for requests, for the metrics.
+    pub fn pool(&self) -> PoolGauge {
+        self.shared.http.gauge()
     }
 
     pub fn status(&self) -> ProxyStatus {

@@ -21,7 +21,7 @@ use super::{
     socket::{Leg, canonical},
     tcp, tunnel,
 };
-use crate::telemetry::Reason;
+use crate::telemetry::{Detected, Reason};
 
 /// Serves one connection to its end.
 pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Accepted) {
@@ -216,6 +216,7 @@ async fn detected(
     let mut connecting = Box::pin(connect(shared, served, target, origin, &report));
     let mut peeking = Box::pin(sniff(&client, DETECTION));
     let mut connected = None;
+    let mut server_first = false;
     let peeked = loop {
         tokio::select! {
             biased;
@@ -233,7 +234,10 @@ async fn detected(
                 }
             },
             peeked = &mut peeking => break peeked,
-            () = spoken(&mut connected) => break Peeked::NotHttp,
+            () = spoken(&mut connected) => {
+                server_first = true;
+                break Peeked::NotHttp;
+            }
             _ = client.ready(Interest::ERROR) => {
                 drop((connecting, peeking));
                 return ready(client, Err(Reason::ClientReset), report);
@@ -241,6 +245,14 @@ async fn detected(
         }
     };
     drop(peeking);
+    shared.telemetry.detected(match peeked {
+        Peeked::Http(HttpVersion::Http1) => Detected::Http1,
+        Peeked::Http(HttpVersion::Http2) => Detected::Http2,
+        Peeked::NotHttp if server_first => Detected::ServerFirst,
+        Peeked::NotHttp => Detected::Other,
+        Peeked::Undecided => Detected::Timeout,
+        Peeked::Closed => Detected::Closed,
+    });
     let result = match connected {
         Some(connected) => Ok(connected),
         None => tokio::select! {

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, time::Instant};
 
-use super::{Detected, HealthChange, Mirror, PoolEvent, RateLimitOutcome, Retry, Side, Telemetry};
+use super::{Detected, HealthChange, Mirror, Retry, Telemetry};
 use crate::{model::ResourceName, resilience::Transition};
 
 impl Telemetry {
@@ -62,28 +62,6 @@ impl Telemetry {
         }
     }
 
-    /// A rate limit decided. `name`: from the policy.
-    pub fn rate_limit(
-        &self,
-        service: Option<&ResourceName>,
-        name: &str,
-        outcome: RateLimitOutcome,
-    ) {
-        self.shared
-            .counts
-            .traffic
-            .rate_limit(service, name, outcome);
-        if outcome != RateLimitOutcome::Allowed {
-            let service = service.map(tracing::field::display);
-            tracing::debug!(
-                service,
-                limit = name,
-                outcome = outcome.as_str(),
-                "rate limit"
-            );
-        }
-    }
-
     /// What became of the copy of a request.
     pub fn mirror(&self, outcome: Mirror) {
         self.shared.counts.traffic.mirror(outcome);
@@ -92,11 +70,6 @@ impl Telemetry {
     /// What the detection of a connection's protocol found.
     pub fn detected(&self, outcome: Detected) {
         self.shared.counts.traffic.detected(outcome);
-    }
-
-    /// What happened in the pools of connections for requests.
-    pub fn pool(&self, event: PoolEvent) {
-        self.shared.counts.traffic.pool(event);
     }
 
     /// An active health check changed its mind on an endpoint. `detail`: the last answer.
@@ -116,11 +89,5 @@ impl Telemetry {
                 tracing::info!(%service, %endpoint, "health check: the endpoint is healthy");
             }
         }
-    }
-
-    /// A peer broke HTTP or flooded a connection. `cause`: a fixed word, it is a metric label.
-    pub fn protocol_error(&self, side: Side, cause: &'static str) {
-        self.shared.counts.traffic.protocol_error(side, cause);
-        tracing::debug!(side = side.as_str(), cause, "a violation of HTTP");
     }
 }

@@ -41,7 +41,7 @@ use metrics::{AgentCollector, Counts, Flows, Metrics, Requests};
 pub use metrics::{
     AgentGauges, AgentSource, CONTENT_TYPE, CertificateGauge, ConfigGauges, Detected,
     EndpointGauge, FileGauge, HealthChange, HealthGauges, IdentityGauges, MapGauge, Mirror,
-    Outcome, PoolEvent, RateLimitOutcome, Retry, Role, ServiceGauge, Side, TunnelGauge,
+    Outcome, PoolGauge, Retry, Role, ServiceGauge, TunnelGauge,
 };
 pub use reason::{Party, Reason};
 pub use refresh::REFRESH;

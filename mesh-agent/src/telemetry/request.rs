@@ -362,10 +362,10 @@ impl Shared {
     fn request_finished(&self, request: &Finished<'_>, now: Instant) {
         let inbound = request.inbound();
         self.counts.traffic.in_flight(inbound, -1);
+        let traffic = &self.counts.traffic;
+        traffic.violation(request.reason);
         if request.attempts > 0 && !inbound {
-            self.counts
-                .traffic
-                .attempts(request.service, u64::from(request.attempts));
+            traffic.attempts(request.service, u64::from(request.attempts));
         }
         let flow = FlowRef {
             inbound,

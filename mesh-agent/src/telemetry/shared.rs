@@ -193,6 +193,7 @@ impl Shared {
             )
         };
         conn.series.clear();
+        self.counts.traffic.violation(reason);
         // Its requests have said it all.
         if conn.requests.load(Ordering::Relaxed) == 0 {
             if reason.is_refusal() {

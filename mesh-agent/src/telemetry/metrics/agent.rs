@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 
 use super::{
-    Counts, Flows, HealthGauges, Requests, ServiceGauge,
+    Counts, Flows, HealthGauges, PoolGauge, Requests, ServiceGauge,
     families::Families,
     health,
     identity::{self, IdentityGauges, TunnelGauge},
@@ -34,6 +34,7 @@ pub struct AgentGauges {
     pub tunnels: Vec<TunnelGauge>,
     pub services: Vec<ServiceGauge>,
     pub health: HealthGauges,
+    pub pool: PoolGauge,
 }
 
 /// Occupancy of one BPF map.
@@ -106,6 +107,7 @@ impl Collector for AgentCollector {
         self.counts.decisions.encode(&mut out)?;
         services::encode(&gauges.services, &mut out)?;
         health::encode(&gauges.health, &mut out)?;
+        services::encode_pool(&gauges.pool, &mut out)?;
         self.counts.traffic.encode(&mut out)?;
         let dropped = self.counts.log_lines_dropped.load(Ordering::Relaxed);
         out.counter(

@@ -34,8 +34,8 @@ pub use health::HealthGauges;
 pub use identity::{CertificateGauge, FileGauge, IdentityGauges, TunnelGauge};
 pub(crate) use labels::{CANONICAL_REVISION, CANONICAL_SERVICE, FlowKey};
 pub(crate) use requests::{Answer, FlowRef, Measured, Requests, SeriesCache};
-pub use services::{EndpointGauge, ServiceGauge};
-pub use traffic::{Detected, HealthChange, Mirror, PoolEvent, RateLimitOutcome, Retry, Side};
+pub use services::{EndpointGauge, PoolGauge, ServiceGauge};
+pub use traffic::{Detected, HealthChange, Mirror, Retry};
 
 use super::{Reason, lock};
 use decisions::Decisions;

@@ -11,26 +11,24 @@ use std::{
 };
 
 use super::{families::Families, labels::OVERFLOW, lock};
-use crate::{model::ResourceName, resilience::Transition};
+use crate::{model::ResourceName, resilience::Transition, telemetry::Reason};
 
 /// Services with series of their own.
 const MAX_SERVICES: usize = 2_000;
-/// Rate limits of one service with series of their own.
-const MAX_LIMITS: usize = 64;
 /// Value of the labels where a request has no service.
 const NO_SERVICE: &str = "-";
 
 /// An enum whose values are the values of one label.
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$word:meta])* $variant:ident = $text:literal,)* }) => {
+    ($(#[$doc:meta])* $visibility:vis $name:ident { $($(#[$word:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum $name { $($(#[$word])* $variant,)* }
+        $visibility enum $name { $($(#[$word])* $variant,)* }
 
         impl $name {
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+            $visibility const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            pub const fn as_str(self) -> &'static str {
+            $visibility const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }
         }
@@ -39,7 +37,7 @@ macro_rules! words {
 
 words! {
     /// What became of the wish to repeat an attempt.
-    Retry {
+    pub Retry {
         /// Another attempt was made.
         Made = "made",
         /// A request that was repeated was answered well.
@@ -73,18 +71,8 @@ impl BreakerChange {
 }
 
 words! {
-    /// What a rate limit said.
-    RateLimitOutcome {
-        Allowed = "allowed",
-        Refused = "refused",
-        /// It would have refused, and is in shadow mode.
-        Shadow = "shadow",
-    }
-}
-
-words! {
     /// What became of the copy of a request.
-    Mirror {
+    pub Mirror {
         Sent = "sent",
         /// As many copies are on their way as may be, or the body is too large.
         Dropped = "dropped",
@@ -94,7 +82,7 @@ words! {
 
 words! {
     /// What the detection of a connection's protocol found.
-    Detected {
+    pub Detected {
         Http1 = "http1",
         Http2 = "http2",
         /// The client's first bytes are not HTTP's.
@@ -109,25 +97,8 @@ words! {
 }
 
 words! {
-    /// What happened in the pools of connections for requests.
-    PoolEvent {
-        /// A connection was made.
-        Opened = "opened",
-        /// A connection ended.
-        Closed = "closed",
-        /// A request took one that was there.
-        Reused = "reused",
-        /// One that was idle turned out to be dead.
-        Stale = "stale",
-        /// One became idle, or stopped to be.
-        Idle = "idle",
-        Busy = "busy",
-    }
-}
-
-words! {
     /// What an active health check found out.
-    HealthChange {
+    pub HealthChange {
         Healthy = "healthy",
         Unhealthy = "unhealthy",
     }
@@ -157,32 +128,6 @@ struct ServiceCounts {
     health: Words<{ HealthChange::ALL.len() }>,
     panic: AtomicBool,
     panics: AtomicU64,
-    limits: RwLock<Vec<(Arc<str>, Words<{ RateLimitOutcome::ALL.len() }>)>>,
-    limits_overflow: Words<{ RateLimitOutcome::ALL.len() }>,
-}
-
-impl ServiceCounts {
-    fn rate_limit(&self, name: &str, outcome: RateLimitOutcome) {
-        let known = |limits: &[(Arc<str>, Words<3>)]| {
-            let limit = limits.iter().find(|(known, _)| **known == *name);
-            limit
-                .map(|(_, counts)| add(counts, outcome as usize))
-                .is_some()
-        };
-        if known(&self.limits.read().unwrap_or_else(PoisonError::into_inner)) {
-            return;
-        }
-        let mut limits = self.limits.write().unwrap_or_else(PoisonError::into_inner);
-        if known(&limits) {
-            return;
-        }
-        if limits.len() >= MAX_LIMITS {
-            return add(&self.limits_overflow, outcome as usize);
-        }
-        let counts = Words::default();
-        add(&counts, outcome as usize);
-        limits.push((name.into(), counts));
-    }
 }
 
 /// All of it.
@@ -193,7 +138,6 @@ pub(crate) struct Traffic {
     none: ServiceCounts,
     mirrors: Words<{ Mirror::ALL.len() }>,
     detected: Words<{ Detected::ALL.len() }>,
-    pool: Words<{ PoolEvent::ALL.len() }>,
     protocol_errors: Mutex<BTreeMap<(Side, &'static str), u64>>,
     /// Requests now served: outbound, inbound.
     in_flight: [AtomicI64; 2],
@@ -237,7 +181,7 @@ impl Traffic {
     pub(crate) fn breaker(&self, service: &ResourceName, transition: &Transition) {
         let change = BreakerChange::of(transition);
         self.of(Some(service), |counts| {
-            add(&counts.breaker, change as usize)
+            add(&counts.breaker, change as usize);
         });
     }
 
@@ -257,15 +201,6 @@ impl Traffic {
         changed
     }
 
-    pub(crate) fn rate_limit(
-        &self,
-        service: Option<&ResourceName>,
-        name: &str,
-        outcome: RateLimitOutcome,
-    ) {
-        self.of(service, |counts| counts.rate_limit(name, outcome));
-    }
-
     pub(crate) fn mirror(&self, outcome: Mirror) {
         add(&self.mirrors, outcome as usize);
     }
@@ -274,13 +209,19 @@ impl Traffic {
         add(&self.detected, outcome as usize);
     }
 
-    pub(crate) fn pool(&self, event: PoolEvent) {
-        add(&self.pool, event as usize);
-    }
-
-    pub(crate) fn protocol_error(&self, side: Side, cause: &'static str) {
+    /// Counts the reasons that say that a peer broke HTTP.
+    pub(crate) fn violation(&self, reason: Reason) {
+        let side = match reason {
+            Reason::BadRequest
+            | Reason::RequestTooLarge
+            | Reason::ClientTimeout
+            | Reason::NotHttp
+            | Reason::ClientAbuse => Side::Client,
+            Reason::UpstreamProtocol | Reason::GrpcStatusMissing => Side::Upstream,
+            _ => return,
+        };
         *lock(&self.protocol_errors)
-            .entry((side, cause))
+            .entry((side, reason.as_str()))
             .or_default() += 1;
     }
 
@@ -312,29 +253,6 @@ impl Traffic {
             Detected::ALL
                 .iter()
                 .map(|o| (o.as_str(), words(&self.detected, *o as usize))),
-        )?;
-        let pool = |event: PoolEvent| words(&self.pool, event as usize);
-        out.counters(
-            "mesh_pool_events",
-            "Connections for requests: made, ended, taken again, found dead when idle",
-            "event",
-            [
-                PoolEvent::Opened,
-                PoolEvent::Closed,
-                PoolEvent::Reused,
-                PoolEvent::Stale,
-            ]
-            .map(|event| (event.as_str(), pool(event))),
-        )?;
-        let gauge = |plus: PoolEvent, minus: PoolEvent| pool(plus) as f64 - pool(minus) as f64;
-        out.gauges(
-            "mesh_pool_connections",
-            "Connections for requests now open, and those of them that wait for a request",
-            [
-                ("open", gauge(PoolEvent::Opened, PoolEvent::Closed)),
-                ("idle", gauge(PoolEvent::Idle, PoolEvent::Busy)),
-            ]
-            .map(|(state, n)| ([("state", state.to_owned())], n)),
         )?;
         let errors = lock(&self.protocol_errors).clone();
         out.labelled_counters(
@@ -434,8 +352,7 @@ impl Traffic {
                     let labels = row.labels().map(|(k, v)| (k, v.to_owned()));
                     (labels, f64::from(u8::from(on)))
                 }),
-        )?;
-        encode_limits(&rows, out)
+        )
     }
 }
 
@@ -481,33 +398,3 @@ const BY_SERVICE: [(&str, &str, &str, Texts, Read); 3] = [
         |counts| &counts.health,
     ),
 ];
-
-fn encode_limits(rows: &[Row<'_>], out: &mut Families<'_>) -> std::fmt::Result {
-    let mut series: Vec<(&Row<'_>, String, RateLimitOutcome, u64)> = Vec::new();
-    for row in rows {
-        let limits = row
-            .counts
-            .limits
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let named = limits.iter().map(|(name, counts)| (&**name, counts));
-        for (name, counts) in named.chain([(OVERFLOW, &row.counts.limits_overflow)]) {
-            for (outcome, n) in RateLimitOutcome::ALL.iter().zip(counts) {
-                let n = n.load(Ordering::Relaxed);
-                if n > 0 {
-                    series.push((row, name.to_owned(), *outcome, n));
-                }
-            }
-        }
-    }
-    out.labelled_counters(
-        "mesh_rate_limit_decisions",
-        "Decisions of rate limits, by limit",
-        series.iter().map(|(row, name, outcome, n)| {
-            let [service, namespace] = row.labels();
-            let limit = ("limit", name.as_str());
-            let outcome = ("outcome", outcome.as_str());
-            ([service, namespace, limit, outcome], *n)
-        }),
-    )
-}

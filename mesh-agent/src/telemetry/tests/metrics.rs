@@ -9,10 +9,13 @@ use std::{
 };
 
 use super::fake::{name, outbound, sum, telemetry};
-use crate::telemetry::{
-    AgentGauges, AgentSource, CertificateGauge, ConfigGauges, ConnMeta, EndpointGauge, FileGauge,
-    HealthGauges, IdentityGauges, MapGauge, Outcome, Reason, Role, ServiceGauge, Telemetry,
-    TelemetryOptions, TunnelGauge,
+use crate::{
+    resilience::{BreakerState, LimitCounts},
+    telemetry::{
+        AgentGauges, AgentSource, CertificateGauge, ConfigGauges, ConnMeta, EndpointGauge,
+        FileGauge, HealthGauges, IdentityGauges, MapGauge, Outcome, PoolGauge, Reason, Role,
+        ServiceGauge, Telemetry, TelemetryOptions, TunnelGauge,
+    },
 };
 
 struct Gauges;
@@ -68,14 +71,30 @@ impl AgentSource for Gauges {
                 name: name("shop/web"),
                 in_flight: 3,
                 pending: 1,
-                budget: Some(9.5),
+                budget: Some(9.0),
+                limits: vec![(
+                    "per-client".into(),
+                    LimitCounts {
+                        allowed: 5,
+                        refused: 2,
+                        shadow_refused: 1,
+                    },
+                )],
                 endpoints: vec![EndpointGauge {
                     address: "10.0.0.2:8080".into(),
-                    breaker: crate::resilience::BreakerState::Open {
+                    breaker: BreakerState::Open {
                         until: Instant::now(),
                     },
                 }],
             }],
+            pool: PoolGauge {
+                open: 4,
+                idle: 3,
+                opened: 9,
+                closed: 5,
+                reused: 100,
+                stale: 1,
+            },
             health: HealthGauges {
                 checks: vec![("good", 5), ("bad", 2), ("unknown", 0)],
                 unhealthy: vec![(name("shop/web"), 1)],
@@ -154,6 +173,37 @@ fn every_sample_has_a_type_and_a_help() {
         1
     );
     assert!(sum(&text, "process_max_fds", &[]) > 0);
+}
+
+#[test]
+fn what_the_parts_hold_is_shown() {
+    let text = full().exposition();
+    let web = ("destination_service_name", "web");
+    for (family, labels, n) in [
+        ("mesh_requests_in_flight", &[web][..], 3),
+        ("mesh_requests_pending", &[web], 1),
+        ("mesh_retry_budget_balance", &[web], 9),
+        ("mesh_endpoints_ejected", &[web], 1),
+        (
+            "mesh_breaker_state",
+            &[web, ("endpoint", "10.0.0.2:8080")],
+            2,
+        ),
+        (
+            "mesh_rate_limit_decisions_total",
+            &[web, ("limit", "per-client"), ("outcome", "refused")],
+            2,
+        ),
+        ("mesh_pool_connections", &[("state", "idle")], 3),
+        ("mesh_pool_events_total", &[("event", "reused")], 100),
+        (
+            "mesh_health_check_transitions_total",
+            &[("to", "unhealthy")],
+            1,
+        ),
+    ] {
+        assert_eq!(sum(&text, family, labels), n, "{family}");
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Held, PoolKey, RequestBody,
+    Counts, Held, Open, PoolKey, RequestBody,
     exchange::Exchange,
     http1::Http1,
     http2::{Http2, SETTLE, Slot},
@@ -42,6 +42,7 @@ pub(super) struct Endpoint<B: RequestBody> {
     authority: String,
     pub(super) tasks: Arc<Tasks>,
     pub(super) stirred: Arc<Notify>,
+    counts: Arc<Counts>,
     /// Nothing is put here any more.
     gone: AtomicBool,
     idle: Box<[Mutex<Vec<Box<Http1<B>>>>]>,
@@ -85,12 +86,14 @@ impl<B: RequestBody> Endpoint<B> {
         workers: usize,
         tasks: Arc<Tasks>,
         stirred: Arc<Notify>,
+        counts: Arc<Counts>,
     ) -> Self {
         Self {
             authority: key.endpoint.to_string(),
             key,
             tasks,
             stirred,
+            counts,
             gone: AtomicBool::new(false),
             idle: (0..workers).map(|_| Mutex::default()).collect(),
             idle_count: AtomicU32::new(0),
@@ -100,6 +103,17 @@ impl<B: RequestBody> Endpoint<B> {
 
     pub(super) fn key(&self) -> &PoolKey {
         &self.key
+    }
+
+    pub(super) fn counts(&self) -> &Arc<Counts> {
+        &self.counts
+    }
+
+    /// Connections that wait for a request.
+    pub(super) fn idle(&self) -> u64 {
+        let shared = lock(&self.shared);
+        let http2 = shared.connections.iter().filter(|c| c.streams() == 0);
+        u64::from(self.idle_count.load(Ordering::Relaxed)) + http2.count() as u64
     }
 
     pub(super) fn authority(&self) -> &str {
@@ -123,8 +137,11 @@ impl<B: RequestBody> Endpoint<B> {
                 let Some(mut connection) = taken else { break };
                 self.idle_count.fetch_sub(1, Ordering::AcqRel);
                 connection.options = *options;
-                if !connection.is_expired(now, options.idle_timeout) && connection.wake_up() {
-                    return Some(connection);
+                if !connection.is_expired(now, options.idle_timeout) {
+                    if connection.wake_up() {
+                        return Some(connection);
+                    }
+                    self.counts.stale();
                 }
                 connection.finish();
             }
@@ -231,6 +248,7 @@ impl<B: RequestBody> Endpoint<B> {
         } = connected;
         let plain = matches!(link, Link::Plain(_));
         let held = Held {
+            _open: Some(Open::new(&self.counts)),
             permits,
             principals,
         };
@@ -288,9 +306,11 @@ impl<B: RequestBody> Endpoint<B> {
                 while i < shelf.len() {
                     let connection = &mut shelf[i];
                     let timeout = connection.options.idle_timeout;
-                    let dead = connection.is_expired(now, timeout)
-                        || (connection.is_stirred() && !connection.still_lives());
-                    if dead {
+                    let stale = connection.is_stirred() && !connection.still_lives();
+                    if stale {
+                        self.counts.stale();
+                    }
+                    if stale || connection.is_expired(now, timeout) {
                         closing.push(shelf.remove(i));
                     } else {
                         sooner(connection.idle_since + timeout);

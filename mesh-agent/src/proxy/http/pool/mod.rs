@@ -24,7 +24,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -45,7 +45,7 @@ use crate::{
     model::{ConnectionPool, SpiffeId},
     proxy::{connect::Connected, http::io::Io},
     resilience::Permit,
-    telemetry::Reason,
+    telemetry::{PoolGauge, Reason},
 };
 
 /// Tables that the endpoints are spread over, so that workers do not wait for one another.
@@ -84,6 +84,7 @@ pub(in crate::proxy) struct PoolKey {
 /// What a connection holds for as long as it lives.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct Held {
+    _open: Option<Open>,
     permits: Option<[Permit; 2]>,
     principals: Option<(SpiffeId, SpiffeId)>,
 }
@@ -94,11 +95,45 @@ impl Held {
     }
 }
 
+/// What the metrics show of the pools.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    opened: AtomicU64,
+    closed: AtomicU64,
+    reused: AtomicU64,
+    stale: AtomicU64,
+}
+
+impl Counts {
+    /// One that was idle is found dead.
+    pub(super) fn stale(&self) {
+        self.stale.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a connection for as long as it lives.
+#[derive(Debug)]
+struct Open(Arc<Counts>);
+
+impl Open {
+    fn new(counts: &Arc<Counts>) -> Self {
+        counts.opened.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(counts))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.closed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// The pools of one proxy.
 pub(in crate::proxy) struct Pools<B: RequestBody> {
     tables: Arc<Tables<B>>,
     tasks: Arc<Tasks>,
     stirred: Arc<Notify>,
+    counts: Arc<Counts>,
     workers: usize,
     reaper: JoinHandle<()>,
 }
@@ -117,6 +152,7 @@ impl<B: RequestBody> Pools<B> {
             tables,
             tasks: Arc::default(),
             stirred,
+            counts: Arc::default(),
             workers: thread::available_parallelism()
                 .map_or(1, usize::from)
                 .min(64),
@@ -147,7 +183,11 @@ impl<B: RequestBody> Pools<B> {
             }
             HttpVersion::Http2 => Kind::Http2(endpoint.slot(options, fresh, connect).await?),
         };
-        Ok(Checkout { kind, endpoint })
+        let checkout = Checkout { kind, endpoint };
+        if checkout.is_reused() {
+            self.counts.reused.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(checkout)
     }
 
     /// Puts a connection into the pool that was made before it was known what it is for.
@@ -208,9 +248,30 @@ impl<B: RequestBody> Pools<B> {
                 self.workers,
                 Arc::clone(&self.tasks),
                 Arc::clone(&self.stirred),
+                Arc::clone(&self.counts),
             ))
         });
         Arc::clone(endpoint)
+    }
+
+    /// For the metrics.
+    pub(in crate::proxy) fn gauge(&self) -> PoolGauge {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let endpoints = self.tables.0.iter().flat_map(|table| {
+            let table = table.read().unwrap_or_else(PoisonError::into_inner);
+            table.values().cloned().collect::<Vec<_>>()
+        });
+        // The closed first: a connection that ends meanwhile must not make it negative.
+        let closed = read(&self.counts.closed);
+        let opened = read(&self.counts.opened);
+        PoolGauge {
+            open: opened.saturating_sub(closed),
+            idle: endpoints.map(|endpoint| endpoint.idle()).sum(),
+            opened,
+            closed,
+            reused: read(&self.counts.reused),
+            stale: read(&self.counts.stale),
+        }
     }
 
     /// Idle HTTP/1 connections, HTTP/2 connections.
@@ -292,6 +353,7 @@ async fn made<B: RequestBody>(
     options: &ConnectionPool,
 ) -> Result<Box<Http1<B>>, Reason> {
     let held = Held {
+        _open: Some(Open::new(endpoint.counts())),
         permits: connected.permits,
         principals: connected.principals,
     };
