@@ -21,7 +21,10 @@ use super::{
     socket::{Leg, canonical},
     tcp, tunnel,
 };
-use crate::telemetry::{Detected, Reason};
+use crate::{
+    resilience::Permit,
+    telemetry::{Detected, Reason},
+};
 
 /// Serves one connection to its end.
 pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Accepted) {
@@ -89,16 +92,16 @@ pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Ac
             Box::pin(detected(&shared, &served, target, origin, client, report)).await
         }
     };
-    let Some(Ready {
-        client,
-        connected,
-        report,
-    }) = ready
-    else {
+    let Some(ready) = ready else {
         return;
     };
-    let _permits = connected.permits;
-    match connected.link {
+    let Ready {
+        client,
+        link,
+        _permits,
+        report,
+    } = ready;
+    match link {
         Link::Plain(leg) => tcp::run(client, leg, &shared, report).await,
         // Boxed: a plain connection shall not pay for it.
         Link::Tunnel(stream) => Box::pin(tunnel::run(client, *stream, &shared, report)).await,
@@ -108,7 +111,8 @@ pub(super) async fn serve(shared: Arc<Shared>, served: Arc<Served>, accepted: Ac
 /// A connection that is carried as bytes from here on.
 struct Ready {
     client: Leg,
-    connected: Connected,
+    link: Link,
+    _permits: Option<[Permit; 2]>,
     report: Report,
 }
 
@@ -141,7 +145,8 @@ fn ready(client: Leg, connected: Result<Connected, Reason>, report: Report) -> O
     match connected {
         Ok(connected) => Some(Ready {
             client,
-            connected,
+            link: connected.link,
+            _permits: connected.permits,
             report,
         }),
         Err(reason) => {

@@ -386,7 +386,7 @@ fn errors_have_their_place() {
     assert_eq!(
         errors,
         [
-            "f:7:20: spec.rules[0].matches[0].path.value: expected a path that begins with '/', got \"a\""
+            "f:7:21: spec.rules[0].matches[0].path.value: expected a path that begins with '/', got \"a\""
         ]
     );
     let old = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: HTTPRoute\n";
