@@ -1,6 +1,6 @@
 //! `cargo xtask demo [--keep]`: the mesh at work on namespaces that it makes itself, with real nginx, curl and socat,
 //! told step by step. Every step checks what it shows; a step that does not hold ends the demo with an error.
-//! `cargo xtask demo mtls` tells of identities, tunnels and policies.
+//! `cargo xtask demo mtls` tells of identities, tunnels and policies, `cargo xtask demo traffic` of HTTP requests.
 
 mod agent;
 mod config;
@@ -8,6 +8,7 @@ mod machine;
 mod mtls;
 mod narrator;
 mod process;
+mod requests;
 mod stage;
 mod steps;
 mod traffic;
@@ -35,6 +36,8 @@ pub(crate) struct Args {
 enum Which {
     /// Two nodes and three identities: certificates, tunnels, who may connect to whom.
     Mtls,
+    /// HTTP: versions side by side, retries, a circuit breaker, timeouts, rate limits.
+    Traffic,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -52,6 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match args.which {
         None => first(args.keep),
         Some(Which::Mtls) => mtls::run(),
+        Some(Which::Traffic) => requests::run(),
     }
 }
 

@@ -79,6 +79,7 @@ impl Group {
                 SOCAT,
                 BPFTOOL,
                 debian("tcpdump", "shows what is on the wire, and what is not"),
+                debian("python3", "servers that fail and are slow when told to"),
             ],
             Group::Test => vec![
                 IPROUTE,
@@ -114,7 +115,10 @@ impl Group {
             ],
             Group::Bench => vec![
                 IPROUTE,
-                debian("haproxy", "a peer: HAProxy in TCP mode"),
+                debian("haproxy", "a peer: HAProxy, TCP and HTTP"),
+                NGINX,
+                debian("wrk", "as many HTTP/1.1 requests as there can be"),
+                debian("nghttp2-client", "h2load: the same with HTTP/2"),
                 debian(
                     "python3-venv",
                     "to install the other peer apart from the system",
@@ -143,7 +147,7 @@ impl Need {
         match self {
             Need::Debian { why, .. } => why,
             Need::Cargo(tool) => tool.why,
-            Need::Envoy => "a peer: Envoy tcp_proxy (from PyPI, in a venv under target/)",
+            Need::Envoy => "a peer: Envoy (from PyPI, in a venv under target/)",
             Need::Istio => "a peer: Istio's CA and tunnels (built with Go from tests/peers/istio)",
         }
     }
