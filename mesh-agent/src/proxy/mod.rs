@@ -31,12 +31,14 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     os::fd::BorrowedFd,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures::future::{BoxFuture, join_all};
 use mesh_common::Role;
+use tokio::time::sleep;
 
 #[cfg(fuzzing)]
 pub use self::http::fuzz as http_fuzz;
@@ -283,11 +285,21 @@ impl Proxy {
                 .chain(table.stopping.drain(..))
                 .collect()
         };
-        join_all(
+        let stopped = join_all(
             all.iter()
                 .map(|s| s.stop(s.pod.policy().drain_timeout, Reason::Drained)),
-        )
-        .await;
+        );
+        let mut stopped = pin!(stopped);
+        loop {
+            // What is kept for a next request holds the connections of servers on this node open.
+            for served in &all {
+                self.shared.http.release(served.pod.cookie());
+            }
+            tokio::select! {
+                _ = &mut stopped => return,
+                () = sleep(Duration::from_millis(50)) => {}
+            }
+        }
     }
 
     /// Decides the inbound connections of every workload anew, where the catalog has changed what decides on them, and
