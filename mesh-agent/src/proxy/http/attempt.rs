@@ -23,7 +23,7 @@ use super::{
     upgrade::Upgrade,
 };
 use crate::{
-    balance::{Candidates, Pick, client_key},
+    balance::{Candidates, Pick, Usability, client_key},
     catalog::{Upstream, UpstreamEndpoint},
     model::{AppProtocol, TunnelProtocol},
     policy::RequestPath,
@@ -423,6 +423,12 @@ impl<'a> Attempts<'a> {
                 permit,
             });
         }
+        // The balancer leaves out what is open.
+        if self.candidates.skipped() == Some(Usability::Ejected)
+            && self.failure == Reason::NoEndpoints
+        {
+            self.failure = Reason::BreakerOpen;
+        }
         None
     }
 
@@ -539,8 +545,7 @@ impl<'a> Attempts<'a> {
         if let Some((source, destination)) = checkout.principals() {
             guard.set_security(Some(source), Some(destination));
         }
-        let reused = checkout.is_reused();
-        if !reused {
+        if !checkout.is_reused() {
             admitted.connected(now());
         }
         let Some(body) = self.replay.next() else {
@@ -572,11 +577,11 @@ impl<'a> Attempts<'a> {
         };
         match sent {
             Ok(response) => Tried::Answered(response),
-            Err(failed) => self.broken(&failed, reused),
+            Err(failed) => self.broken(&failed),
         }
     }
 
-    fn broken(&self, failed: &SendFailed<Body>, reused: bool) -> Tried {
+    fn broken(&self, failed: &SendFailed<Body>) -> Tried {
         if let Some(reason) = self.replay.client_failed() {
             return Tried::Failed {
                 reason,
@@ -586,7 +591,8 @@ impl<'a> Attempts<'a> {
         let outcome = match failed.refused_stream {
             true => Outcome::StreamRefused,
             false => Outcome::Broken {
-                idle: reused,
+                // Not where a stream alone was reset: the connection lives, so the server has seen the request.
+                idle: failed.reused,
                 nothing_sent: failed.nothing_sent,
             },
         };
