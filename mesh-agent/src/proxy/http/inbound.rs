@@ -29,7 +29,7 @@ use super::{
     pool::{PoolKey, SendFailed, UpstreamBody},
     reply::{self, About},
     running::{Place, Running},
-    server::{Handler, ServerSettings, serve},
+    server::{Abort, Handler, ServerSettings, serve},
     upgrade::{NotSwitched, Switched, Upgrade},
 };
 use crate::{
@@ -529,6 +529,15 @@ impl Handler for Inbound {
         let running = self.admission.requests.add();
         match self.answer(parts, incoming, &running, &mut guard).await {
             Ok(answered) => self.respond(answered, grpc, guard, running),
+            // The application broke it off: the client's agent decides what is made of that, a retry or an answer.
+            Err(refusal)
+                if refusal.reason == Reason::UpstreamReset && self.admission.source.is_some() =>
+            {
+                guard.finish(refusal.reason);
+                let mut response = Response::new(Body::Empty);
+                response.extensions_mut().insert(Abort);
+                response
+            }
             Err(refusal) => self.refuse(refusal, grpc, Some(guard)),
         }
     }

@@ -4,7 +4,6 @@
 //! of a request, how long a connection may wait for the next one, and how many of each thing HTTP/2 lets a client ask for.
 
 use std::{
-    convert::Infallible,
     future::Future,
     io,
     pin::{Pin, pin},
@@ -16,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use ::http::{Request, Response};
+use ::http::{Method, Request, Response, header::CONTENT_LENGTH};
 use bytes::Bytes;
 use hyper::{
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
@@ -82,6 +81,11 @@ pub(in crate::proxy) trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = Response<Body>> + Send;
 }
 
+/// In the extensions of a response: nothing of it is sent. Its stream of HTTP/2, or its connection of HTTP/1, is reset.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("reset, as the application did")]
+pub(in crate::proxy) struct Abort;
+
 /// How a connection ended, as far as its own protocol goes.
 #[derive(Debug)]
 pub(in crate::proxy) enum ServerEnd {
@@ -118,10 +122,20 @@ where
     };
     let service = service_fn(|request: Request<Incoming>| {
         let busy = Busy::new(&activity);
+        let head = request.method() == Method::HEAD;
         let answer = Arc::clone(&handler).call(request);
         async move {
-            let response = answer.await;
-            Ok::<_, Infallible>(response.map(|body| Answer { body, _busy: busy }))
+            let mut response = answer.await;
+            if let Some(abort) = response.extensions().get::<Abort>() {
+                return Err(*abort);
+            }
+            if head && let Body::Fixed(text) = response.body() {
+                // hyper leaves the body out for HTTP/1 only.
+                let length = text.len().into();
+                response.headers_mut().insert(CONTENT_LENGTH, length);
+                *response.body_mut() = Body::Empty;
+            }
+            Ok::<_, Abort>(response.map(|body| Answer { body, _busy: busy }))
         }
     });
     let mut clock = pin!(sleep(settings.header_timeout));
@@ -149,7 +163,8 @@ where
         HttpVersion::Http1 => {
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder
-                .half_close(true)
+                // A FIN with a request under way is a client that gave up: FIN and close() look alike from here.
+                .half_close(false)
                 .auto_date_header(false)
                 .header_read_timeout(None)
                 .max_headers(settings.max_headers)
@@ -177,6 +192,8 @@ where
 fn ended(result: hyper::Result<()>) -> ServerEnd {
     match result {
         Ok(()) => ServerEnd::Done,
+        // Its request says why.
+        Err(error) if error.is_user() => ServerEnd::Done,
         Err(error) if is_protocol(&error) => ServerEnd::Protocol(error),
         Err(error) => ServerEnd::Gone(error),
     }
