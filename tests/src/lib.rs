@@ -15,6 +15,7 @@ pub mod command;
 pub mod config;
 pub mod fake_ca;
 pub mod hbone;
+pub mod http;
 pub mod mesh;
 pub mod metrics;
 pub mod netns;
