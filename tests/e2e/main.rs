@@ -18,6 +18,11 @@ mod common;
 mod config;
 mod harness;
 mod hbone_peers;
+mod http_basic;
+mod http_common;
+mod http_resilience;
+mod http_routes;
+mod http_telemetry;
 mod life;
 mod mtls;
 mod proxy;
@@ -55,6 +60,10 @@ fn main() -> ExitCode {
         authorization,
         certificates,
         harness,
-        churn
+        churn,
+        http_basic,
+        http_routes,
+        http_resilience,
+        http_telemetry
     ])
 }

@@ -1,0 +1,365 @@
+//! What is said of requests: counted once by each side, logged once with the true bytes, shown live, and routes as they are in
+//! effect.
+
+use std::{process::Command, sync::Arc, time::Duration};
+
+use mesh_tests::{
+    Mesh, Pod, agent,
+    command::Process,
+    eventually, eventually_some,
+    http::{Ask, Connection, HttpServer, Speaks, pattern},
+    runner::Shared,
+    tests,
+};
+use serde_json::Value;
+
+use crate::http_common::{ask, field, id, log_line, route, service, vip};
+
+static BENCH: Shared<Bench> = Shared::new();
+
+tests! {
+    counted_once_by_each_side,
+    grpc_is_counted_by_its_status,
+    answers_of_the_mesh_are_counted,
+    logged_once_with_true_bytes,
+    foreign_text_stays_on_its_line,
+    traces_go_on,
+    tap_shows_requests_live,
+    routes_are_listed_in_order,
+}
+
+pub(crate) fn teardown() {
+    BENCH.clear();
+}
+
+struct Bench {
+    servers: Vec<HttpServer>,
+    mesh: Mesh,
+}
+
+const WEB: u8 = 1;
+const ROUTED: u8 = 2;
+
+/// `client` on one node, `web` on another.
+fn bench() -> Arc<Bench> {
+    BENCH.get(|| {
+        let mesh = Mesh::plan(2)
+            .pod(0, "client")
+            .pod(1, "web")
+            .file("web.yaml", &service("shop", "web", WEB, "web", &[(80, 8080, "http")]))
+            .file("routed.yaml", &service("shop", "routed", ROUTED, "web", &[(80, 8080, "")]))
+            .file(
+                "route.yaml",
+                &route(
+                    "HTTPRoute",
+                    "shop",
+                    "by-path",
+                    "routed",
+                    "{name: all, backendRefs: [{name: web, port: 80}]}, \
+                     {name: exact, matches: [{path: {type: Exact, value: /exact}}], backendRefs: [{name: web, port: 80}]}, \
+                     {name: long, matches: [{path: {value: /long}}], backendRefs: [{name: web, port: 80}]}",
+                ),
+            )
+            .file(
+                "rejected.yaml",
+                &route(
+                    "HTTPRoute",
+                    "shop",
+                    "no-parent",
+                    "not-there",
+                    "{backendRefs: [{name: web, port: 80}]}",
+                ),
+            )
+            .start();
+        let web = mesh.pod("web");
+        let servers = vec![HttpServer::start(web, web.v4(8080), "web")];
+        Bench { servers, mesh }
+    })
+}
+
+impl Bench {
+    fn client(&self) -> &Arc<Pod> {
+        self.mesh.pod("client")
+    }
+
+    /// Of both agents, the client's first.
+    fn requests(&self, labels: &[(&str, &str)]) -> [f64; 2] {
+        ["client", "web"].map(|pod| {
+            let scrape = self.mesh.agent_of(pod).metrics();
+            scrape.sum("istio_requests_total", labels)
+        })
+    }
+
+    /// Every series of this reporter, for a failure.
+    fn all(&self, labels: &[(&str, &str)]) -> Vec<String> {
+        let reporter = labels.iter().filter(|(name, _)| *name == "reporter");
+        let reporter: Vec<_> = reporter.copied().collect();
+        let pods = ["client", "web"];
+        let scrapes = pods.map(|pod| self.mesh.agent_of(pod).metrics());
+        let series = scrapes
+            .iter()
+            .flat_map(|scrape| scrape.matching("istio_requests_total", &reporter));
+        series
+            .map(|sample| format!("{:?} {}", sample.labels, sample.value))
+            .collect()
+    }
+
+    /// What was counted meanwhile, once it is `expected`.
+    fn grows(&self, labels: &[(&str, &str)], expected: [f64; 2], work: impl FnOnce()) {
+        let before = self.requests(labels);
+        work();
+        eventually_some(
+            &format!("counted with {labels:?}"),
+            Duration::from_secs(5),
+            || {
+                let now = self.requests(labels);
+                let grown = [now[0] - before[0], now[1] - before[1]];
+                if grown == expected {
+                    Ok(())
+                } else {
+                    Err(format!("{grown:?} of {:?}", self.all(labels)))
+                }
+            },
+        );
+    }
+}
+
+fn counted_once_by_each_side() {
+    let bench = bench();
+    assert!(bench.servers[0].addr.port() == 8080);
+    let id = bench.mesh.identity("client");
+    let web = bench.mesh.identity("web");
+    let both = [
+        ("source_workload", "client"),
+        ("source_workload_namespace", "shop"),
+        ("destination_workload", "web"),
+        ("destination_workload_namespace", "shop"),
+        ("request_protocol", "http"),
+        ("response_code", "201"),
+        ("response_flags", "-"),
+        ("connection_security_policy", "mutual_tls"),
+        ("source_principal", id.as_str()),
+        ("destination_principal", web.as_str()),
+    ];
+    // Only the client's side knows which of the services of a workload was dialled.
+    let service = [
+        ("destination_service", "web.shop.svc.cluster.local"),
+        ("destination_service_name", "web"),
+        ("destination_service_namespace", "shop"),
+    ];
+    for (reporter, service, expected) in [
+        ("source", &service[..], [7.0, 0.0]),
+        ("destination", &[], [0.0, 7.0]),
+    ] {
+        let mut labels = both.to_vec();
+        labels.push(("reporter", reporter));
+        labels.extend(service);
+        bench.grows(&labels, expected, || {
+            for speaks in [Speaks::Http1, Speaks::Http2] {
+                let mut kept = Connection::open(bench.client(), vip(WEB, 80), speaks).unwrap();
+                for _ in 0..if speaks == Speaks::Http1 { 3 } else { 4 } {
+                    assert_eq!(kept.send(&Ask::get("/status/201")).unwrap().status, 201);
+                }
+            }
+        });
+    }
+}
+
+fn grpc_is_counted_by_its_status() {
+    let bench = bench();
+    let labels = [
+        ("reporter", "source"),
+        ("request_protocol", "grpc"),
+        ("response_code", "200"),
+        ("grpc_response_status", "7"),
+    ];
+    bench.grows(&labels, [2.0, 0.0], || {
+        for _ in 0..2 {
+            let request = Ask::grpc("/a.B/C", &[b"x"]).header("x-status", "7");
+            let answer = ask(bench.client(), vip(WEB, 80), Speaks::Http2, &request);
+            assert_eq!(answer.grpc_status(), Some(7), "{answer:?}");
+        }
+    });
+}
+
+fn answers_of_the_mesh_are_counted() {
+    let bench = bench();
+    let server = HttpServer::start(bench.mesh.pod("web"), bench.mesh.pod("web").v4(8081), "web");
+    bench.mesh.config.put(
+        "gone.yaml",
+        &service("shop", "gone", 3, "nobody", &[(80, 8081, "http")]),
+    );
+    eventually("the service is known", Duration::from_secs(10), || {
+        Connection::open(bench.client(), vip(3, 80), Speaks::Http1)
+            .and_then(|mut kept| kept.send(&Ask::get("/")))
+            .is_ok_and(|answer| answer.status == 503)
+    });
+    let labels = [
+        ("reporter", "source"),
+        ("destination_service_name", "gone"),
+        ("response_code", "503"),
+        ("response_flags", "UH"),
+    ];
+    bench.grows(&labels, [1.0, 0.0], || {
+        let answer = ask(bench.client(), vip(3, 80), Speaks::Http1, &Ask::get("/"));
+        assert_eq!(answer.reason().as_deref(), Some("no_endpoints"));
+    });
+    assert_eq!(server.requests(), 0);
+}
+
+fn logged_once_with_true_bytes() {
+    let bench = bench();
+    for speaks in [Speaks::Http1, Speaks::Http2] {
+        for (n, (up, down)) in [(0, 0), (1, 1), (70_000, 3_000_000)]
+            .into_iter()
+            .enumerate()
+        {
+            let id = id(&format!("bytes-{speaks:?}-{n}"));
+            let request = Ask::post(&format!("/bytes/{down}?secret=word"), pattern(up))
+                .header("x-request-id", &id)
+                .header("user-agent", "tests/1");
+            let answer = ask(bench.client(), vip(WEB, 80), speaks, &request);
+            assert_eq!(answer.body.len(), down);
+            for (pod, direction) in [("client", "outbound"), ("web", "inbound")] {
+                let line = log_line(bench.mesh.agent_of(pod), direction, &id);
+                for (name, value) in [
+                    ("request_bytes", up.to_string()),
+                    ("response_bytes", down.to_string()),
+                    ("response_code", "200".into()),
+                    ("method", "POST".into()),
+                    ("url_path", format!("/bytes/{down}")),
+                    ("source_workload", "shop/client".into()),
+                    ("upstream_workload", "shop/web".into()),
+                    ("reason", "completed".into()),
+                    ("security", "mutual_tls".into()),
+                    ("user_agent", "tests/1".into()),
+                ] {
+                    assert_eq!(field(&line, name), value, "{name}: {line}");
+                }
+                assert!(!line.contains("secret"), "{line}");
+            }
+        }
+    }
+}
+
+fn foreign_text_stays_on_its_line() {
+    let bench = bench();
+    let id = id("foreign");
+    let request = Ask::get("/%0a%0d\"quoted\"")
+        .header("x-request-id", &id)
+        .header("user-agent", "a\" reason=\"completed\u{e4}\tb");
+    let answer = ask(bench.client(), vip(WEB, 80), Speaks::Http1, &request);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let line = log_line(bench.mesh.agent_of("client"), "outbound", &id);
+    assert!(line.contains("a\\\" reason=\\\"completed"), "{line}");
+}
+
+fn traces_go_on() {
+    let bench = bench();
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let sent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let id = id("trace");
+    let request = Ask::get("/trace")
+        .header("traceparent", &sent)
+        .header("tracestate", "a=b")
+        .header("x-request-id", &id);
+    let answer = ask(bench.client(), vip(WEB, 80), Speaks::Http1, &request);
+    let got = answer.sent("traceparent").unwrap();
+    assert!(
+        got.starts_with(&format!("00-{trace}-")) && got.ends_with("-01"),
+        "{got}"
+    );
+    assert_eq!(answer.sent("tracestate").as_deref(), Some("a=b"));
+    assert_eq!(
+        answer.sent("x-request-id").as_deref(),
+        Some(id.as_str()),
+        "kept"
+    );
+    let line = log_line(bench.mesh.agent_of("client"), "outbound", &id);
+    assert_eq!(field(&line, "trace_id"), trace);
+    // And without one there is a new one.
+    let answer = ask(
+        bench.client(),
+        vip(WEB, 80),
+        Speaks::Http1,
+        &Ask::get("/trace"),
+    );
+    assert!(answer.sent("traceparent").is_some());
+    assert!(!answer.sent("x-request-id").unwrap().is_empty());
+}
+
+fn tap_shows_requests_live() {
+    let bench = bench();
+    let agent = bench.mesh.agent_of("client");
+    let mut command = Command::new(agent::binary());
+    command
+        .args([
+            "tap",
+            "--node",
+            agent.node(),
+            "--path",
+            "/tapped",
+            "--status",
+            "4xx",
+        ])
+        .args(["--limit", "2", "-o", "json"]);
+    let mut tap = Process::start(bench.mesh.node(0), "tap", &mut command);
+    let mut kept = Connection::open(bench.client(), vip(ROUTED, 80), Speaks::Http1).unwrap();
+    // It takes a moment until it listens; what does not match is not shown.
+    eventually("tap shows one", Duration::from_secs(10), || {
+        assert_eq!(kept.send(&Ask::get("/tapped/good")).unwrap().status, 200);
+        assert_eq!(kept.send(&Ask::get("/status/404")).unwrap().status, 404);
+        post_tapped(&mut kept);
+        tap.log().contains("/tapped/missing") || !tap.is_running()
+    });
+    if tap.is_running() {
+        post_tapped(&mut kept);
+    }
+    assert!(tap.wait(Duration::from_secs(10)).success(), "{}", tap.log());
+    let lines: Vec<Value> = tap
+        .log()
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let text = tap.log();
+    assert!(!text.contains("word") && !text.contains("hidden"), "{text}");
+    assert!(!text.contains("/tapped/good"), "{text}");
+    let found = lines
+        .iter()
+        .find(|line| line.to_string().contains("/tapped/missing"));
+    let found = found.unwrap_or_else(|| panic!("{text}")).to_string();
+    for part in ["client", "web", "405", "POST", "outbound"] {
+        assert!(found.contains(part), "{part}: {found}");
+    }
+}
+
+/// A request that matches the tap: its path, and a status that begins with 4.
+fn post_tapped(kept: &mut Connection) {
+    let request = Ask::post("/tapped/missing?secret=word", "x")
+        .header("authorization", "hidden")
+        .header("x-answer", "405");
+    let answer = kept.send(&request).unwrap();
+    assert_eq!(answer.status, 405, "{answer:?}");
+}
+
+fn routes_are_listed_in_order() {
+    let bench = bench();
+    let agent = bench.mesh.agent_of("client");
+    let out = agent.cli(&["routes", "shop/routed"]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(
+        out.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    let at = |what: &str| {
+        text.find(what)
+            .unwrap_or_else(|| panic!("no {what} in {text}"))
+    };
+    assert!(at("/exact") < at("/long"), "in order of precedence: {text}");
+    assert!(text.contains("by-path"), "{text}");
+    // All of them, with what was rejected and why.
+    let all = agent.json(&["routes"]).to_string();
+    assert!(all.contains("NoMatchingParent"), "{all}");
+    assert!(all.contains("no-parent"), "{all}");
+}
