@@ -6,6 +6,7 @@
 mod admin;
 mod bed;
 mod figures;
+mod http;
 mod l4;
 mod load;
 mod mtls;
@@ -25,12 +26,12 @@ use figures::Figures;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which benchmark, l4 or mtls; all of them when not given.
+    /// Which benchmark: l4, mtls or http; all of them when not given.
     pub(crate) name: Option<String>,
     /// Also write one JSON object a figure to this file.
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
-    /// Only works whose name begins so: ping, stream, connect, idle, enrol, reload.
+    /// Only works whose name begins so: ping, stream, connect, idle, enrol, reload, http1, http2-64k.
     #[arg(long, value_name = "NAME")]
     work: Vec<String>,
     /// Times that each work is measured with each subject [default: 3].
@@ -39,10 +40,12 @@ pub(crate) struct Args {
     /// Seconds of each measurement [default: 2].
     #[arg(long)]
     seconds: Option<f64>,
-    /// Only these subjects. l4: direct, mesh, mesh-both, haproxy, envoy; mtls: direct, mesh, envoy-mtls, envoy-connect.
+    /// Only these subjects. l4: direct, mesh, mesh-both, haproxy, envoy; mtls: direct, mesh, envoy-mtls, envoy-connect;
+    /// http: direct, mesh, envoy, haproxy, nginx.
     #[arg(long, value_name = "NAME")]
     subject: Vec<String>,
-    /// Only to see that it works: programs that are not optimised, one short round. Its figures mean nothing.
+    /// l4 and mtls: only to see that they work, with programs that are not optimised and one short round; their figures
+    /// mean nothing. http: a selection (32 connections, 1 KiB; direct, mesh, envoy) whose figures do.
     #[arg(long)]
     quick: bool,
 }
@@ -56,31 +59,45 @@ impl Args {
         self.subject.is_empty() || self.subject.iter().any(|s| s == name)
     }
 
+    /// Only to see that it works.
+    fn is_trial(&self) -> bool {
+        self.quick && self.name.as_deref() != Some("http")
+    }
+
     fn rounds(&self) -> usize {
-        self.rounds.unwrap_or(if self.quick { 1 } else { 3 })
+        self.rounds.unwrap_or(if self.is_trial() { 1 } else { 3 })
     }
 
     fn seconds(&self) -> f64 {
-        self.seconds.unwrap_or(if self.quick { 0.3 } else { 2.0 })
+        self.seconds
+            .unwrap_or(if self.is_trial() { 0.3 } else { 2.0 })
     }
 
     /// Numbers of open connections between which memory is compared.
     fn idle_counts(&self) -> &'static str {
-        if self.quick { "50,200" } else { "1000,4000" }
+        if self.is_trial() {
+            "50,200"
+        } else {
+            "1000,4000"
+        }
     }
 
     /// The load generator and, if it is wanted, the agent.
     fn build(&self, with_agent: bool) -> Result<Programs> {
+        self.build_as(with_agent, !self.quick)
+    }
+
+    fn build_as(&self, with_agent: bool, optimised: bool) -> Result<Programs> {
         let mut cargo = sh::cargo();
         cargo.args(["build", "--quiet", "--bin", "mesh-load"]);
-        if !self.quick {
+        if optimised {
             cargo.arg("--release");
         }
         if with_agent {
             cargo.args(["--bin", "mesh-agent"]);
         }
         sh::run(&mut cargo)?;
-        let dir = sh::target_dir().join(if self.quick { "debug" } else { "release" });
+        let dir = sh::target_dir().join(if optimised { "release" } else { "debug" });
         Ok(Programs {
             load: dir.join("mesh-load"),
             agent: with_agent.then(|| dir.join("mesh-agent")),
@@ -95,12 +112,14 @@ struct Programs {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let (l4, mtls) = match args.name.as_deref() {
-        None => (true, true),
-        Some("l4") => (true, false),
-        Some("mtls") => (false, true),
-        Some(other) => bail!("no benchmark named {other:?}; there are l4 and mtls"),
-    };
+    type Bench = fn(&Args, &mut Figures) -> Result<()>;
+    let all: [(&str, Bench); 3] = [("l4", l4::run), ("mtls", mtls::run), ("http", http::run)];
+    let chosen = |name: &str| args.name.as_deref().is_none_or(|wanted| wanted == name);
+    if let Some(other) = &args.name
+        && !all.iter().any(|(name, _)| name == other)
+    {
+        bail!("no benchmark named {other:?}; there are l4, mtls and http");
+    }
     sh::require_root("the bench (network namespaces, eBPF)")?;
     interrupt::catch()?;
     deps::ensure(&[deps::Group::Bench])?;
@@ -108,7 +127,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(file) => Some(File::create(file).with_context(|| file.display().to_string())?),
         None => None,
     };
-    let mut measure = |name, bench: fn(&Args, &mut Figures) -> Result<()>| {
+    let mut measure = |name: &str, bench: Bench| {
         let started = Instant::now();
         let mut figures = Figures::default();
         let outcome = bench(args, &mut figures);
@@ -123,11 +142,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
         outcome
     };
-    if l4 {
-        measure("l4", l4::run)?;
-    }
-    if mtls {
-        measure("mtls", mtls::run)?;
+    for (name, bench) in all.into_iter().filter(|(name, _)| chosen(name)) {
+        measure(name, bench)?;
     }
     if let Some(file) = &args.json {
         println!("figures: {}", file.display());

@@ -29,7 +29,10 @@ pub(super) struct Running {
 impl Running {
     /// Starts it with its output in a file.
     pub(super) fn start(command: &mut Command, log: &Path) -> Result<Self> {
-        let file = File::create(log).with_context(|| log.display().to_string())?;
+        // To append: it may be emptied while it is written.
+        let _ = std::fs::remove_file(log);
+        let file = File::options().create(true).append(true).open(log);
+        let file = file.with_context(|| log.display().to_string())?;
         let shown = sh::display(command);
         let child = command
             .stdin(Stdio::null())

@@ -1,6 +1,6 @@
 //! What is compared, and the processes of whoever stands between client and server.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -190,6 +190,14 @@ impl Proxies {
     pub(super) fn said(&self, subject: Subject) -> String {
         let own = self.running.iter().filter(|p| p.of == subject.client);
         own.map(|p| p.running.said()).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Empties the logs of a subject's proxies: a line for each request fills a disk.
+    pub(super) fn forget_logs(&self, subject: Subject) {
+        for proxy in self.running.iter().filter(|p| p.of == subject.client) {
+            // Those that wrote it go on at its end, which is its beginning now.
+            let _ = File::options().write(true).truncate(true).open(&proxy.log);
+        }
     }
 
     /// The machine, who runs where, and what is missing.

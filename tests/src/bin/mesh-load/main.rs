@@ -1,9 +1,11 @@
-//! The load generator of `cargo xtask bench`: small, blocking, no runtime of its own between the clock and the socket.
+//! The load generator of `cargo xtask bench`: small, blocking, no runtime of its own between the clock and the
+//! socket (but for `http`).
 //!
 //! `mesh-load WORK key=value...`; every work prints one JSON object a line. CPU affinity is the caller's business.
 
 mod connect;
 mod cpu;
+mod http;
 mod idle;
 mod options;
 mod ping;
@@ -17,7 +19,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use options::Options;
 
-const WORKS: &str = "serve, ping, stream, connect, idle, probe, spin";
+const WORKS: &str = "serve, ping, stream, connect, http, idle, probe, spin";
 
 fn main() -> ExitCode {
     match run() {
@@ -38,6 +40,7 @@ fn run() -> Result<()> {
         "ping" => ping::run(&options),
         "stream" => stream::run(&options),
         "connect" => connect::run(&options),
+        "http" => http::run(&options),
         "idle" => idle::run(&options),
         "probe" => probe::run(&options),
         "spin" => loop {
