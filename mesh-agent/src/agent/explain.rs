@@ -8,6 +8,8 @@ use std::{
 
 use http::{header::HOST, request::Parts};
 
+mod route;
+
 use super::view::protocol;
 use crate::{
     admin::api::{
@@ -83,8 +85,26 @@ pub(super) fn explain(
                 .ok()
                 .and_then(|v| v.as_str().map(str::to_owned))
                 .unwrap_or_default();
-            answer.candidates = asked.endpoints(&upstream);
-            answer.verdict = overall(&answer.candidates);
+            let namespace = source.workload.as_ref().map(|w| &*w.name.namespace);
+            match request.as_ref().zip(namespace) {
+                None => {
+                    answer.candidates = asked.endpoints(&upstream);
+                    answer.verdict = overall(&answer.candidates);
+                }
+                Some((request, namespace)) => {
+                    let way = route::of(catalog, namespace, &upstream, dialled, request);
+                    answer.route = way.route;
+                    answer.traffic = way.traffic;
+                    for upstream in &way.upstreams {
+                        asked.declared = Some(upstream.port.app_protocol.clone());
+                        answer.candidates.extend(asked.endpoints(upstream));
+                    }
+                    answer.verdict = match way.answer {
+                        Some(verdict) => verdict,
+                        None => overall(&answer.candidates),
+                    };
+                }
+            }
         }
         Ok(Target::Address(workload)) => {
             let candidate = asked.candidate(dialled, workload.as_deref(), 1, None);
@@ -420,7 +440,7 @@ fn verdict(admit: &Admit<'_>) -> Verdict {
     }
 }
 
-fn refused(reason: Reason) -> Verdict {
+pub(super) fn refused(reason: Reason) -> Verdict {
     Verdict {
         allowed: false,
         reason: Some(reason.as_str().to_owned()),

@@ -60,7 +60,8 @@ fn of_service(
     tables.collect()
 }
 
-fn bound(
+/// One match as it is shown.
+pub(super) fn bound(
     snapshot: &Snapshot,
     listed: Listed<'_>,
     (service, port): (&ResourceName, u16),

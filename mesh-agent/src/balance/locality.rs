@@ -126,7 +126,7 @@ pub(super) fn choose(
     all()
         .filter(|(_, share)| **share > 0.0)
         .map(|(ring, _)| ring)
-        .last()
+        .next_back()
         .unwrap_or(0)
 }
 

@@ -112,6 +112,27 @@ pub(super) fn render(e: &Explanation, wide: bool, colour: bool) -> String {
     if !e.protocol.is_empty() {
         lines.line(0, "protocol", &e.protocol);
     }
+    if let Some(route) = &e.route {
+        lines.line(
+            0,
+            "route",
+            &format!("{}, match {}: {}", route.rule, route.order, route.matches),
+        );
+        for backend in &route.backends {
+            let text = match &backend.error {
+                Some(error) => format!("{} weight {}: {error}", backend.name, backend.weight),
+                None => format!(
+                    "{} weight {}, {} endpoints ready",
+                    backend.name, backend.weight, backend.endpoints
+                ),
+            };
+            lines.line(2, "backend", &text);
+        }
+    }
+    for line in &e.traffic {
+        let (key, value) = line.split_once(": ").unwrap_or(("", line));
+        lines.line(0, key, value);
+    }
     if !e.candidates.is_empty() && e.service.is_some() {
         let eligible = e.candidates.iter().filter(|c| c.eligible).count();
         let text = format!(

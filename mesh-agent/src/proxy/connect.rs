@@ -27,7 +27,7 @@ use crate::{
     catalog::{Snapshot, Upstream, UpstreamEndpoint},
     health::Failed,
     model::{HashKey, Prefer, ResourceName, SpiffeId, TrafficPolicy},
-    resilience::{Attempt, Permit, Transition},
+    resilience::{Attempt, Permit},
     telemetry::Reason,
 };
 

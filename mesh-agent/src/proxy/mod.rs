@@ -40,6 +40,7 @@ use futures::future::{BoxFuture, join_all};
 use mesh_common::Role;
 use tokio::time::sleep;
 
+pub(crate) use self::http::Plan;
 #[cfg(fuzzing)]
 pub use self::http::fuzz as http_fuzz;
 use self::{

@@ -14,10 +14,13 @@ const SMALL: usize = 8;
 /// Header names that a bucket is indexed by.
 const MAX_NAMES: usize = 4;
 
+/// Positions by the value of a header.
+type ByValue = HashMap<Box<[u8]>, Vec<u32>>;
+
 /// Positions in the table, which are in the order of precedence.
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
-    by_header: Vec<(HeaderName, HashMap<Box<[u8]>, Vec<u32>>)>,
+    by_header: Vec<(HeaderName, ByValue)>,
     rest: Vec<u32>,
 }
 

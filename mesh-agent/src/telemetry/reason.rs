@@ -200,7 +200,10 @@ reasons! {
         "The client sent what is not a valid request, or one that two servers could read in two ways. The log says what.";
     /// Headers, their number or the URI are too large.
     RequestTooLarge = "request_too_large", "DPE", Client,
-        "The headers of the request, their number or its URI are larger than the agent takes.";
+        "The headers of the request, or their number, are larger than the agent takes.";
+    /// The request's target is too long.
+    UriTooLong = "uri_too_long", "DPE", Client,
+        "The target of the request is longer than the agent takes (8 KiB).";
     /// The client did not send its headers or body in time.
     ClientTimeout = "client_timeout", "DT", Client,
         "The client did not send the request within the time that the agent gives it.";

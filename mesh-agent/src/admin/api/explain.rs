@@ -38,6 +38,10 @@ pub struct Explanation {
     pub protocol: String,
     /// `round_robin` ...; empty without a service.
     pub strategy: String,
+    /// The match that the request takes, where routes are bound to the port.
+    pub route: Option<super::BoundMatch>,
+    /// What applies to the request on its way, one sentence each: timeouts, retries, limits, breaker.
+    pub traffic: Vec<String>,
     pub candidates: Vec<Candidate>,
     /// Of the connection as a whole.
     pub verdict: Verdict,

@@ -211,6 +211,8 @@ pub(super) fn explanations() -> Vec<Explanation> {
         captured_why: "the source is enrolled on this node".into(),
         protocol: "tcp".into(),
         strategy: "round_robin".into(),
+        route: None,
+        traffic: Vec::new(),
         candidates: vec![web_1.clone(), web_2, outside],
         verdict: Verdict {
             allowed: true,
@@ -246,6 +248,8 @@ pub(super) fn explanations() -> Vec<Explanation> {
         captured_why: "the source is not enrolled".into(),
         protocol: String::new(),
         strategy: String::new(),
+        route: None,
+        traffic: Vec::new(),
         candidates: vec![Candidate {
             transport: Transport {
                 kind: "plain".into(),

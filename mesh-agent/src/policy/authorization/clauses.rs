@@ -186,6 +186,7 @@ impl Clauses {
 
     /// A value that can be read in several ways is read in each: an ALLOW has to match all of them, a DENY any.
     #[inline(never)]
+    #[allow(clippy::needless_pass_by_value)] // as small as a reference, and used up by its one caller
     fn at_each(&self, slot: &Slot, readings: Readings<'_>, first: usize, matching: &mut [u64]) {
         let (Values::Path(texts) | Values::Header(_, texts)) = &slot.values else {
             return;

@@ -139,7 +139,7 @@ impl Layer {
             next = next.max(end);
         };
         clauses.each(facts, What::of(facts), &self.trust, |owner| {
-            up_to(owner as usize + 1, true)
+            up_to(owner as usize + 1, true);
         });
         up_to(self.policies.len(), false);
     }

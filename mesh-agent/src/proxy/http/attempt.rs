@@ -42,10 +42,8 @@ use crate::{
 
 /// How many times an upstream has been asked, from 1.
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
-/// Sent on with what is left of it.
 /// How long the first frame of a gRPC response may take that retries depend on.
 const FIRST_FRAME: Duration = Duration::from_millis(10);
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The head of the response that the client gets, and what its stream holds on to.
 pub(super) struct Answered {
@@ -101,13 +99,15 @@ struct Candidate {
     permit: Permit,
 }
 
-/// How one attempt ended.
+/// How one attempt ended. One at a time lives, for moments.
+#[allow(clippy::large_enum_variant)]
 enum Tried {
     Answered(Response<UpstreamBody>),
     Failed { reason: Reason, outcome: Outcome },
 }
 
 impl<'a> Attempts<'a> {
+    #[allow(clippy::too_many_arguments)] // what one request is made of
     pub(super) fn new(
         outbound: &'a Arc<Outbound>,
         destination: &'a Destination,
@@ -557,10 +557,11 @@ impl<'a> Attempts<'a> {
         let mut request = self.request(http, body, &trace);
         body::pass_expectation(&mut request, &self.replay, self.parts.version);
         let sending = checkout.send(request);
-        let sent = if self.times.request.is_none()
-            && self.times.attempt.is_none()
-            && self.times.client.is_none()
-        {
+        let times = &self.times;
+        let timed = [times.request, times.attempt, times.idle]
+            .iter()
+            .any(Option::is_some);
+        let sent = if !timed && times.client.is_none() {
             sending.await
         } else {
             tokio::select! {
@@ -670,9 +671,7 @@ impl<'a> Attempts<'a> {
         trace.inject(&mut parts.headers);
         if let Some(client) = self.times.client {
             let left = client.saturating_duration_since(Instant::now());
-            parts
-                .headers
-                .insert(GRPC_TIMEOUT, headers::format_grpc_timeout(left));
+            headers::reduce_grpc_timeout(&mut parts.headers, left);
         }
         let streamed = !body.is_end_stream() && body.size_hint().exact().is_none();
         headers::for_upstream(
@@ -803,6 +802,10 @@ fn deadline(replay: &Replay, times: &Times) -> Option<(Instant, Reason)> {
         (request, Reason::RequestTimeout),
         (times.client, Reason::DeadlineExceeded),
         (attempt, Reason::AttemptTimeout),
+        (
+            times.idle.map(|wait| sent.moved() + wait),
+            Reason::IdleTimeout,
+        ),
     ]
     .into_iter()
     .filter_map(|(at, reason)| Some((at?, reason)))
@@ -827,7 +830,12 @@ async fn clock(replay: &Replay, times: &Times) -> Reason {
         tokio::select! {
             biased;
             () = &mut flushed, if waits => waits = false,
-            reason = passed => return reason,
+            reason = passed => {
+                // That of idleness moves on.
+                if deadline(replay, times).is_some_and(|(at, _)| at <= Instant::now()) {
+                    return reason;
+                }
+            }
         }
     }
 }

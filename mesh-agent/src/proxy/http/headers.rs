@@ -13,15 +13,19 @@ mod wire;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue};
 
+#[cfg(test)]
+pub(in crate::proxy) use self::refuse::Refusal;
 pub(in crate::proxy) use self::{
     cookie::{cookie, set_cookie},
-    grpc::{format_grpc_timeout, grpc_timeout, is_grpc, reduce_grpc_timeout},
+    grpc::{grpc_timeout, is_grpc, reduce_grpc_timeout},
     hop::{Hop, strip_hop_by_hop},
-    raw::{BAD_CHUNK, Doubts, Heads},
-    refuse::{Refusal, is_host, refuse},
+    raw::{Doubts, Heads},
+    refuse::refuse,
     retry::{Pushback, pushback, retry_after},
-    wire::{authority, canonical, for_upstream, keep_handshake},
+    wire::{authority, canonical, for_upstream},
 };
+#[cfg(any(test, fuzzing))]
+pub(in crate::proxy) use self::{grpc::format_grpc_timeout, raw::BAD_CHUNK, refuse::is_host};
 
 /// Header fields of a request (431 above).
 pub(in crate::proxy) const MAX_HEADERS: usize = 100;

@@ -13,8 +13,10 @@ use std::{
 };
 
 use ::http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header::USER_AGENT,
-    request::Parts, uri::PathAndQuery,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri,
+    header::{CONNECTION, USER_AGENT},
+    request::Parts,
+    uri::PathAndQuery,
 };
 use futures::FutureExt;
 use hyper::body::{Body as _, Incoming};
@@ -23,7 +25,7 @@ use tokio::{io::Interest, task::JoinSet, time::Instant};
 use super::{
     HttpVersion,
     body::{Body, End, Finish, Relay, Replay, Times},
-    headers::{self, Hop},
+    headers::{self, Doubts, Hop},
     io::Io,
     outbound::reason_of,
     pool::{PoolKey, SendFailed, UpstreamBody},
@@ -72,6 +74,8 @@ pub(in crate::proxy) struct Inbound {
     /// Value of `x-forwarded-client-cert`; `None` without a tunnel.
     forwarded: Option<HeaderValue>,
     view: Mutex<View>,
+    /// What the client's raw bytes say against its requests.
+    doubts: Arc<Doubts>,
     /// Connections that a request has turned into something else.
     upgraded: Mutex<JoinSet<()>>,
 }
@@ -153,6 +157,7 @@ impl Inbound {
             connected: Mutex::new(connected),
             fallback: destination.to_string(),
             forwarded,
+            doubts: Arc::default(),
             upgraded: Mutex::default(),
         })
     }
@@ -165,6 +170,10 @@ impl Inbound {
         let this = &closing.0;
         let draining = this.served.draining();
         let settings = ServerSettings::default();
+        let io = match this.version {
+            HttpVersion::Http1 => io.watching(Arc::clone(&this.doubts)),
+            HttpVersion::Http2 => io,
+        };
         let end = serve(io, this.version, &settings, draining, Arc::clone(this)).await;
         let mut upgraded = std::mem::take(&mut *lock(&this.upgraded));
         while upgraded.join_next().await.is_some() {}
@@ -195,6 +204,12 @@ impl Inbound {
         running: &Running,
         guard: &mut RequestGuard,
     ) -> Result<Answered, Refusal> {
+        if self.version == HttpVersion::Http1 {
+            self.doubts.next().map_err(|what| Refusal {
+                detail: what.to_owned(),
+                ..Reason::BadRequest.into()
+            })?;
+        }
         headers::refuse(&parts).map_err(|refused| Refusal {
             detail: refused.detail().to_owned(),
             ..refused.reason().into()
@@ -447,6 +462,7 @@ impl Inbound {
         Response::from_parts(head, body.until(policy))
     }
 
+    #[allow(clippy::result_large_err)] // the response itself, moved once
     fn switch(
         &self,
         upgrade: Upgrade,
@@ -495,6 +511,11 @@ impl Inbound {
         let mut response = reply::reply(refusal.reason, &about);
         if let Some((quota, _)) = &refusal.limit {
             limited(response.headers_mut(), quota);
+        }
+        if self.version == HttpVersion::Http1 && refusal.reason == Reason::BadRequest {
+            // What follows on it may be a request in disguise.
+            let headers = response.headers_mut();
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(mut guard) = guard {
             if let Some(policy) = &refusal.policy {

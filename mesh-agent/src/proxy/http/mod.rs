@@ -24,6 +24,7 @@ mod server;
 mod splice;
 mod upgrade;
 
+pub(crate) use self::plan::Plan;
 pub(super) use self::{
     body::Body,
     inbound::Inbound,

@@ -36,7 +36,7 @@ use crate::{
     model::{HashKey, Strategy},
     proxy::{
         Shared,
-        connect::{self, Client, Connected},
+        connect::{Client, Connected},
         served::{Report, Served},
     },
     resilience::{Attempt, Transition, Verdict},

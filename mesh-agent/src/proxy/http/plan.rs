@@ -11,13 +11,13 @@ use crate::{
 const RETRY_CODES: [(u16, u16); 2] = [(500, 500), (502, 504)];
 
 #[derive(Debug)]
-pub(super) struct Plan<'p> {
-    pub(super) timeouts: Timeouts,
-    pub(super) retry: Option<Cow<'p, RetryPolicy>>,
+pub(crate) struct Plan<'p> {
+    pub(crate) timeouts: Timeouts,
+    pub(crate) retry: Option<Cow<'p, RetryPolicy>>,
 }
 
 impl<'p> Plan<'p> {
-    pub(super) fn of(service: &'p TrafficPolicy, rule: Option<&'p Rule>) -> Self {
+    pub(crate) fn of(service: &'p TrafficPolicy, rule: Option<&'p Rule>) -> Self {
         let mut timeouts = service.timeouts;
         let mut retry = service.retry.as_ref().map(Cow::Borrowed);
         if let Some(rule) = rule {

@@ -3,11 +3,11 @@
 use std::{fmt::Write as _, time::Duration};
 
 use ::http::{
-    HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER},
+    HeaderValue, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
 };
 
-use super::{body::Body, headers::Refusal};
+use super::body::Body;
 use crate::telemetry::Reason;
 
 /// What an answer says beside its reason.
@@ -105,6 +105,7 @@ const fn answer(reason: Reason) -> Option<Answer> {
         Reason::BadRequest | Reason::NotHttp | Reason::ClientAbuse => {
             (S::BAD_REQUEST, "http_request_error", INTERNAL)
         }
+        Reason::UriTooLong => (S::URI_TOO_LONG, "http_request_error", RESOURCE_EXHAUSTED),
         Reason::RequestTooLarge => (
             S::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "http_request_error",
@@ -129,7 +130,8 @@ const fn answer(reason: Reason) -> Option<Answer> {
 }
 
 /// The status that [`reply`] answers with.
-pub(in crate::proxy) fn status(reason: Reason) -> StatusCode {
+#[cfg(test)]
+fn status(reason: Reason) -> StatusCode {
     answer(reason).unwrap_or(FALLBACK).0
 }
 
@@ -170,57 +172,6 @@ pub(in crate::proxy) fn reply(reason: Reason, about: &About<'_>) -> Response<Bod
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds_up(wait).max(1)));
     }
     response
-}
-
-/// The answer to a request that is never sent on. It closes an HTTP/1 connection: what follows may be another request in
-/// disguise.
-pub(in crate::proxy) fn refused(
-    refusal: Refusal,
-    version: Version,
-    about: &About<'_>,
-) -> Response<Body> {
-    let about = About {
-        detail: refusal.detail(),
-        ..*about
-    };
-    let mut response = reply(refusal.reason(), &about);
-    if refusal == Refusal::UriTooLong && !about.grpc {
-        *response.status_mut() = StatusCode::URI_TOO_LONG;
-    }
-    if version != Version::HTTP_2 {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
-}
-
-/// What is left of a rate limit (draft-ietf-httpapi-ratelimit-headers-10).
-#[derive(Clone, Copy, Debug)]
-pub(in crate::proxy) struct Quota<'a> {
-    pub(in crate::proxy) name: &'a str,
-    pub(in crate::proxy) requests: u32,
-    pub(in crate::proxy) per: Duration,
-    pub(in crate::proxy) remaining: u32,
-    /// Until there is more.
-    pub(in crate::proxy) reset: Duration,
-}
-
-impl Quota<'_> {
-    /// Adds `RateLimit-Policy` and `RateLimit`.
-    pub(in crate::proxy) fn write(&self, headers: &mut HeaderMap) {
-        const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-        const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-        let mut name = String::with_capacity(48);
-        quoted(&mut name, self.name);
-        let window = seconds_up(self.per);
-        let policy = format!("{name};q={};w={window}", self.requests);
-        let limit = format!("{name};r={};t={}", self.remaining, seconds_up(self.reset));
-        if let (Some(policy), Some(limit)) = (value(&policy), value(&limit)) {
-            headers.append(POLICY, policy);
-            headers.append(LIMIT, limit);
-        }
-    }
 }
 
 /// Whole seconds, rounded up: who comes when he was told to must not be refused again.

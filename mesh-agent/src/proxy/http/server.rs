@@ -25,7 +25,7 @@ use hyper::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, Sleep, sleep},
+    time::{Instant, sleep},
 };
 
 use super::{

@@ -40,8 +40,9 @@ pub(in crate::proxy) struct Upgrade {
     key: HeaderValue,
 }
 
-/// Why there is none.
+/// Why there is none. Not an error but the usual answer, and moved once.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)]
 pub(in crate::proxy) enum NotSwitched {
     /// The upstream answers as to any other request.
     Answered(Response<UpstreamBody>),
@@ -137,6 +138,7 @@ impl Upgrade {
 
     /// The client's answer to what the upstream said, and the connection that follows. The fields of the connection
     /// were taken from the response already.
+    #[allow(clippy::result_large_err)] // see NotSwitched
     pub(in crate::proxy) fn answered(
         self,
         response: Response<UpstreamBody>,

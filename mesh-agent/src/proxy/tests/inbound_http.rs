@@ -111,7 +111,7 @@ async fn reply(request: Request<Incoming>) -> Response<AnyBody> {
                 said += &format!("{name}: {}\n", value.to_str().unwrap());
             }
             let body = request.into_body().collect().await.unwrap().to_bytes();
-            said += &String::from_utf8(body.to_vec()).unwrap();
+            said += str::from_utf8(&body).unwrap();
             text(said)
         }
     }

@@ -26,6 +26,7 @@ macro_rules! words {
         $visibility enum $name { $($(#[$word])* $variant,)* }
 
         impl $name {
+            #[allow(dead_code)] // not every kind of word is counted by word
             $visibility const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             $visibility const fn as_str(self) -> &'static str {
@@ -214,6 +215,7 @@ impl Traffic {
         let side = match reason {
             Reason::BadRequest
             | Reason::RequestTooLarge
+            | Reason::UriTooLong
             | Reason::ClientTimeout
             | Reason::NotHttp
             | Reason::ClientAbuse => Side::Client,

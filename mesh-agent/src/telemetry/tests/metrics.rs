@@ -196,11 +196,6 @@ fn what_the_parts_hold_is_shown() {
         ),
         ("mesh_pool_connections", &[("state", "idle")], 3),
         ("mesh_pool_events_total", &[("event", "reused")], 100),
-        (
-            "mesh_health_check_transitions_total",
-            &[("to", "unhealthy")],
-            1,
-        ),
     ] {
         assert_eq!(sum(&text, family, labels), n, "{family}");
     }

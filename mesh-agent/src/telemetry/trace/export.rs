@@ -223,6 +223,7 @@ impl Exporter {
 }
 
 /// Waits for the first, then takes what comes until the batch is full or has gathered for long enough.
+#[allow(clippy::vec_box)] // they come boxed, and are handed on as they are
 async fn gather(traces: &mut mpsc::Receiver<Box<Trace>>, batch: &mut Vec<Box<Trace>>) {
     match traces.recv().await {
         Some(first) => batch.push(first),

@@ -22,7 +22,7 @@ use hyper::body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    Body, BodyError, Cut, Source,
+    Body, BodyError, Source,
     copy::{Tee, copy},
 };
 use crate::telemetry::{Reason, RequestBytes};
@@ -185,18 +185,6 @@ impl Replay {
     pub(in crate::proxy) async fn flushed(&self) {
         let sent = self.sent();
         poll_fn(|cx| sent.poll_handed(cx)).await;
-    }
-
-    /// Waits until nothing of the body has moved for `limit`.
-    pub(in crate::proxy) async fn idle(&self, limit: Duration) {
-        let sent = self.sent();
-        loop {
-            let until = sent.moved() + limit;
-            if until <= Instant::now() {
-                return;
-            }
-            tokio::time::sleep_until(until).await;
-        }
     }
 
     /// A view for those that must know how far the request is.

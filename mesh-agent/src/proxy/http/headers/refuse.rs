@@ -28,7 +28,8 @@ impl Refusal {
     pub(in crate::proxy) fn reason(self) -> Reason {
         match self {
             Self::Bad(_) => Reason::BadRequest,
-            Self::UriTooLong | Self::TooManyHeaders => Reason::RequestTooLarge,
+            Self::UriTooLong => Reason::UriTooLong,
+            Self::TooManyHeaders => Reason::RequestTooLarge,
         }
     }
 

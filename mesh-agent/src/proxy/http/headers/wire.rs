@@ -2,7 +2,7 @@
 
 use ::http::{
     HeaderMap, HeaderValue, Method, Uri, Version,
-    header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING},
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme},
 };
@@ -84,14 +84,6 @@ pub(in crate::proxy) fn for_upstream(
             }
             parts.headers.remove(HOST);
         }
-    }
-}
-
-/// Asks for the upgrade that the client asked for. HTTP/1 only.
-pub(in crate::proxy) fn keep_handshake(headers: &mut HeaderMap, hop: &Hop) {
-    if let Some(protocol) = &hop.upgrade {
-        headers.insert(UPGRADE, protocol.clone());
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
 }
 

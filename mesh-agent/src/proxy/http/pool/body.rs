@@ -164,6 +164,7 @@ impl UpstreamBody {
     }
 
     /// The connection, when the response has made it another protocol's: 101 (Switching Protocols), or 2xx to CONNECT.
+    #[allow(clippy::result_large_err)] // itself
     pub(in crate::proxy) fn into_upgraded(self) -> Result<Upgraded, Self> {
         match self.0 {
             State::Upgraded(upgraded) => Ok(*upgraded),

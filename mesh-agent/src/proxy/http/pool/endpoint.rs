@@ -7,7 +7,6 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use tokio::{
@@ -36,6 +35,9 @@ const CONNECTS: usize = 8;
 /// Streams on other workers' connections from which on a worker makes one of its own.
 const BUSY: u32 = 16;
 
+/// Idle connections of one worker.
+type Idle<B> = Vec<Box<Http1<B>>>;
+
 pub(super) struct Endpoint<B: RequestBody> {
     key: PoolKey,
     /// For requests that name no host.
@@ -45,7 +47,7 @@ pub(super) struct Endpoint<B: RequestBody> {
     counts: Arc<Counts>,
     /// Nothing is put here any more.
     gone: AtomicBool,
-    idle: Box<[Mutex<Vec<Box<Http1<B>>>>]>,
+    idle: Box<[Mutex<Idle<B>>]>,
     idle_count: AtomicU32,
     shared: Mutex<Shared>,
 }
@@ -249,7 +251,7 @@ impl<B: RequestBody> Endpoint<B> {
         let plain = matches!(link, Link::Plain(_));
         let held = Held {
             _open: Some(Open::new(&self.counts)),
-            permits,
+            _permits: permits,
             principals,
         };
         let exchange = Exchange::new(Arc::clone(&self.stirred));

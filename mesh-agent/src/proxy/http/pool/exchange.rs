@@ -123,11 +123,6 @@ impl Exchange {
         self.state.store(HELD, Ordering::Release);
     }
 
-    /// Something happened since [`Self::hold`].
-    pub(super) fn is_noted(&self) -> bool {
-        self.state.load(Ordering::Acquire) == NOTED
-    }
-
     /// From here on wake-ups go to the task of `cx`. False: something happened meanwhile.
     pub(super) fn wait(&self, cx: &Context<'_>) -> bool {
         self.waiting.register(cx.waker());

@@ -35,7 +35,7 @@ use bytes::Bytes;
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 
 pub(in crate::proxy) use self::{
-    body::{Upgraded, UpstreamBody, UpstreamError},
+    body::{Upgraded, UpstreamBody},
     message::on_informational,
 };
 use self::{endpoint::Endpoint, http1::Http1, tasks::Tasks};
@@ -85,7 +85,7 @@ pub(in crate::proxy) struct PoolKey {
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct Held {
     _open: Option<Open>,
-    permits: Option<[Permit; 2]>,
+    _permits: Option<[Permit; 2]>,
     principals: Option<(SpiffeId, SpiffeId)>,
 }
 
@@ -354,7 +354,7 @@ async fn made<B: RequestBody>(
 ) -> Result<Box<Http1<B>>, Reason> {
     let held = Held {
         _open: Some(Open::new(endpoint.counts())),
-        permits: connected.permits,
+        _permits: connected.permits,
         principals: connected.principals,
     };
     Http1::new(Io::from(connected.link), held, endpoint, options).await

@@ -1,8 +1,8 @@
 //! The pools over loopback, against real servers.
 
-use std::{collections::HashSet, convert::Infallible, sync::atomic::AtomicU64};
+use std::{convert::Infallible, sync::atomic::AtomicU64};
 
-use ::http::{StatusCode, Version};
+use ::http::StatusCode;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::{
     body::{Frame, Incoming},

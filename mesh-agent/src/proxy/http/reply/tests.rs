@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use ::http::Version;
 use http_body_util::BodyExt;
 
 use super::*;
+use crate::proxy::http::headers::Refusal;
 
 fn about<'a>(grpc: bool, detail: &'a str) -> About<'a> {
     About {
@@ -103,36 +103,15 @@ fn every_reason_that_is_answered_has_a_status_for_both() {
 }
 
 #[test]
-fn refusals_close_the_connection_and_say_which_limit() {
+fn refusals_say_which_limit() {
     for (refusal, status) in [
         (Refusal::Bad("no Host"), 400),
         (Refusal::UriTooLong, 414),
         (Refusal::TooManyHeaders, 431),
     ] {
-        let response = refused(refusal, Version::HTTP_11, &about(false, ""));
+        let response = reply(refusal.reason(), &about(false, refusal.detail()));
         assert_eq!(response.status(), status);
-        assert_eq!(response.headers()["connection"], "close");
         let proxy_status = response.headers()["proxy-status"].to_str().unwrap();
         assert!(proxy_status.contains(refusal.detail()), "{proxy_status}");
-        let response = refused(refusal, Version::HTTP_2, &about(false, ""));
-        assert!(!response.headers().contains_key("connection"));
     }
-}
-
-#[test]
-fn rate_limits_are_told_in_fields() {
-    let mut response = reply(Reason::RateLimited, &about(false, "limit \"per\u{fc}ser\""));
-    let limit = Quota {
-        name: "per-\"user\"",
-        requests: 100,
-        per: Duration::from_secs(60),
-        remaining: 0,
-        reset: Duration::from_millis(2100),
-    };
-    limit.write(response.headers_mut());
-    assert_eq!(
-        response.headers()["ratelimit-policy"],
-        r#""per-\"user\"";q=100;w=60"#
-    );
-    assert_eq!(response.headers()["ratelimit"], r#""per-\"user\"";r=0;t=3"#);
 }
