@@ -57,6 +57,15 @@ pub(super) fn rate_limit(tell: &mut Narrator, stage: &mut Stage) -> Result<()> {
         "{served} of {} served, {refused} refused; after the {after} s of Retry-After the client is served again",
         3 * LIMIT
     ));
+    let (count, lines) = stage.metric(
+        "mesh_rate_limit_decisions_total",
+        &["per-client", "outcome=\"refused\""],
+    )?;
+    tell.print(&lines.join("\n"), 2);
+    ensure!(
+        count >= refused as f64,
+        "{refused} were refused, and the metric says {count}"
+    );
     Ok(())
 }
 
