@@ -17,7 +17,7 @@ use super::{
     HttpVersion,
     body::{self, Body, Replay, Times},
     headers::{self, Hop},
-    outbound::{Destination, Outbound, Refusal},
+    outbound::{Destination, Ended, Outbound, Refusal},
     plan::Plan,
     pool::{PoolKey, SendFailed, UpstreamBody},
     upgrade::Upgrade,
@@ -370,8 +370,12 @@ impl<'a> Attempts<'a> {
         let Some(verdict) = verdict else {
             return (None, Some(attempt));
         };
+        let what = match *outcome {
+            Outcome::Answered { status, grpc, .. } => Ended::Answered(status, grpc),
+            _ => Ended::Broken(reason),
+        };
         self.outbound
-            .verdict(upstream, index, attempt, verdict, reason);
+            .verdict(upstream, index, attempt, verdict, &what);
         (Some(verdict), None)
     }
 

@@ -1,12 +1,15 @@
 //! What a client speaks, told from its first bytes while they still lie in the socket.
 
-use std::{cell::RefCell, io};
+use std::{cell::RefCell, time::Duration};
 
-use rustix::net::{RecvFlags, recv};
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, recv},
+};
 use tokio::{
     io::Interest,
     net::TcpStream,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{HttpVersion, headers::MAX_URI};
@@ -138,44 +141,37 @@ pub(in crate::proxy) async fn peek_protocol(
 }
 
 async fn peek(stream: &TcpStream, bound: usize) -> Peeked {
-    let mut seen = 0;
     loop {
         let Ok(ready) = stream.ready(Interest::READABLE).await else {
             return Peeked::Closed;
         };
-        // What was peeked stays in the socket, so readiness must be cleared by hand: WouldBlock until more has come.
-        let looked = stream.try_io(Interest::READABLE, || {
-            SCRATCH.with_borrow_mut(|scratch| {
-                scratch.resize(bound, 0);
-                let (_, length) = recv(
-                    stream,
-                    &mut scratch[..],
-                    RecvFlags::PEEK | RecvFlags::DONTWAIT,
-                )?;
-                if length == seen && length > 0 {
-                    return Err(io::ErrorKind::WouldBlock.into());
-                }
-                seen = length;
-                Ok(classify(&scratch[..length]))
-            })
+        let looked = SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(bound, 0);
+            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            let (_, length) = recv(stream, &mut scratch[..], flags)?;
+            Ok::<_, Errno>((length, classify(&scratch[..length])))
         });
         match looked {
-            Ok(Sniff::Http1) => return Peeked::Http(HttpVersion::Http1),
-            Ok(Sniff::Http2) => return Peeked::Http(HttpVersion::Http2),
-            Ok(Sniff::NotHttp) => return Peeked::NotHttp,
-            Ok(Sniff::More) if seen == 0 => return Peeked::Closed,
-            Ok(Sniff::More) if seen == bound => return Peeked::NotHttp,
-            Ok(Sniff::More) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Nothing more will come; this readiness is never cleared.
+            Ok((_, Sniff::Http1)) => return Peeked::Http(HttpVersion::Http1),
+            Ok((_, Sniff::Http2)) => return Peeked::Http(HttpVersion::Http2),
+            Ok((_, Sniff::NotHttp)) => return Peeked::NotHttp,
+            Ok((0, Sniff::More)) => return Peeked::Closed,
+            Ok((length, Sniff::More)) if length == bound => return Peeked::NotHttp,
+            Ok((_, Sniff::More)) | Err(Errno::AGAIN) => {
                 if ready.is_read_closed() {
                     return Peeked::Closed;
                 }
+                // What was peeked stays in the socket, and so must its readiness: whoever carries the bytes after this
+                // waits for it. So it is not cleared to wait for more, but looked at again.
+                sleep(LOOK_AGAIN).await;
             }
             Err(_) => return Peeked::Closed,
         }
     }
 }
+
+/// After a beginning that does not tell: rare, and bounded by the deadline.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 #[cfg(test)]
 mod tests;

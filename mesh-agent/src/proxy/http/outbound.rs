@@ -456,9 +456,21 @@ impl Outbound {
         index: usize,
         attempt: Attempt,
         verdict: Verdict,
-        reason: Reason,
+        what: &Ended,
     ) {
-        let transition = attempt.request_ended(verdict, reason.as_str(), now(), rand::random());
+        let transition = match (verdict, what) {
+            (Verdict::Success, _) => attempt.request_succeeded(now()),
+            (_, Ended::Broken(reason)) => {
+                attempt.request_ended(verdict, reason.as_str(), now(), rand::random())
+            }
+            (_, Ended::Answered(status, grpc)) => {
+                let text = match grpc {
+                    Some(code) => format!("status {}, grpc-status {code}", status.as_u16()),
+                    None => format!("status {}", status.as_u16()),
+                };
+                attempt.request_ended(verdict, &text, now(), rand::random())
+            }
+        };
         self.tell(upstream, index, transition);
     }
 
@@ -479,6 +491,13 @@ fn takes_traffic(upstream: &Upstream) -> bool {
     let now = now();
     let mut endpoints = upstream.endpoints.iter();
     endpoints.any(|endpoint| endpoint.endpoint.weight > 0 && endpoint.state.usable(now))
+}
+
+/// How an attempt ended, as it is shown of the endpoint.
+pub(super) enum Ended {
+    /// With its grpc-status.
+    Answered(StatusCode, Option<u32>),
+    Broken(Reason),
 }
 
 /// What is done when a response has ended.
@@ -503,8 +522,12 @@ impl Finish for Ending {
                 reason => Verdict::of_reason(reason),
             };
             if let Some(verdict) = verdict {
+                let what = match end.reason {
+                    Reason::Completed => Ended::Answered(self.status, end.grpc_status),
+                    reason => Ended::Broken(reason),
+                };
                 self.outbound
-                    .verdict(&held.upstream, held.index, attempt, verdict, end.reason);
+                    .verdict(&held.upstream, held.index, attempt, verdict, &what);
             }
         }
         let Some(mut guard) = self.guard.take() else {
