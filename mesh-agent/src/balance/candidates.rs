@@ -36,8 +36,6 @@ pub struct Candidates<'a, T> {
     worst: Option<Usability>,
     skipped: Option<Usability>,
     panic_turned: Option<bool>,
-    /// A candidate was given out.
-    tried_one: bool,
     /// The ring at hand, and the rings that are done with or at hand, by bit.
     pub(super) ring: usize,
     tried: u8,
@@ -77,7 +75,6 @@ impl<'a, T: Target> Candidates<'a, T> {
             worst: None,
             skipped: None,
             panic_turned: None,
-            tried_one: false,
             ring: 0,
             tried: 0,
             seen: Seen::default(),
@@ -165,19 +162,10 @@ impl<'a, T: Target> Candidates<'a, T> {
         ranked.or_else(|| self.walk())
     }
 
-    /// The next in turn. One that is passed over costs a further turn, so that the share of an ejected endpoint falls to
-    /// all others alike and not to its neighbour. A candidate after one that was tried takes none: with two endpoints,
-    /// one of which fails, every other turn would be the retry's and every first attempt the failing one's. It begins
-    /// anywhere, for the same reason.
+    /// The next in turn. A further candidate takes a further turn, so that the share of an ejected endpoint falls to
+    /// all others alike and not to its neighbour.
     fn in_turn(&mut self) -> Option<usize> {
-        let position = match self.tried_one {
-            false => self.group().turn(),
-            true => {
-                let len = self.group().len() as u64;
-                self.dice.below(len) as usize
-            }
-        };
-        self.position = Some(position);
+        self.position = Some(self.group().turn());
         self.walk()
     }
 
@@ -314,7 +302,6 @@ impl<T: Target> Iterator for Candidates<'_, T> {
                 if self.next_ring() {
                     continue;
                 }
-                self.tried_one = true;
                 return self.deferred.pop_front();
             };
             let group = self.group();
@@ -330,10 +317,7 @@ impl<T: Target> Iterator for Candidates<'_, T> {
                 Some(t) if ramping || (self.hash.is_some() && self.is_full(t)) => {
                     self.deferred.push_back(index);
                 }
-                Some(_) => {
-                    self.tried_one = true;
-                    return Some(index);
-                }
+                Some(_) => return Some(index),
             }
         }
     }

@@ -89,11 +89,18 @@ pub(super) async fn exchange(version: HttpVersion, bytes: &[u8], piece: usize) -
             tokio::task::yield_now().await;
         }
         let mut answer = Vec::new();
+        // A client that ends its stream takes its requests back, so first it hears what there is; neither version's
+        // server closes after an answer.
+        let mut patience = Duration::from_millis(300);
+        while let Ok(Ok(n)) = timeout(patience, client.read_buf(&mut answer)).await
+            && n > 0
+        {
+            patience = Duration::from_millis(50);
+        }
         if version == HttpVersion::Http1 {
             let _ = client.shutdown().await;
+            let _ = timeout(patience, client.read_to_end(&mut answer)).await;
         }
-        // An HTTP/2 server does not close after a stream.
-        let _ = timeout(Duration::from_millis(300), client.read_to_end(&mut answer)).await;
         drop(client);
         answer
     };
