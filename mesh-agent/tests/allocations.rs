@@ -238,6 +238,8 @@ fn a_decision_allocates_nothing() {
     for at in 0..1000 {
         let (action, dry_run) = (["ALLOW", "DENY"][at % 3 / 2], at % 10 == 5);
         let rule = match at % 7 {
+            // A DENY in dry run that matches everything that is asked here.
+            _ if at == 5 => "to: [{operation: {ports: [80, 4, 9]}}]".to_owned(),
             0 => format!(
                 "from: [{{source: {{principals: [cluster.local/ns/n{at}/sa/x, '*/sa/y{at}']}}}}]"
             ),

@@ -20,7 +20,11 @@ fuzz_target!(|text: &str| {
     let (target, written, value) = (line(), line(), line());
     let quote = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let (quoted, value_quoted) = (quote(written), quote(value));
-    for (path_type, modifier) in [("Exact", "Full"), ("PathPrefix", "Prefix"), ("RegularExpression", "Full")] {
+    for (path_type, modifier) in [
+        ("Exact", "Full"),
+        ("PathPrefix", "Prefix"),
+        ("RegularExpression", "Full"),
+    ] {
         let replace = match modifier {
             "Full" => format!("{{type: ReplaceFullPath, replaceFullPath: {quoted}}}"),
             _ => format!("{{type: ReplacePrefixMatch, replacePrefixMatch: {quoted}}}"),

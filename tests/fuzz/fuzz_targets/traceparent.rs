@@ -23,6 +23,8 @@ fuzz_target!(|value: &[u8]| {
     }
     let context = TraceContext::extract(&headers);
     context.inject(&mut headers);
-    let sent = headers.get("traceparent").map(|v| TraceParent::parse(v.as_bytes()));
+    let sent = headers
+        .get("traceparent")
+        .map(|v| TraceParent::parse(v.as_bytes()));
     assert_eq!(sent.flatten().map(|p| p.trace), context.trace_id());
 });
