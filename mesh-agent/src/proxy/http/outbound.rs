@@ -110,6 +110,8 @@ pub(super) struct Destination {
     pub(super) rule: Option<Arc<Rule>>,
     /// Position among the rule's backends.
     backend: Option<usize>,
+    /// The client's own headers, where CORS answers to them.
+    asked: Option<HeaderMap>,
 }
 
 impl Destination {
@@ -179,6 +181,7 @@ impl Outbound {
                 upstream: Arc::clone(dialled),
                 rule: None,
                 backend: None,
+                asked: None,
             }));
         };
         let view = RequestView {
@@ -213,6 +216,7 @@ impl Outbound {
         let upstream = catalog
             .backend(name, *port, ipv6)
             .ok_or(Reason::BackendNotFound)?;
+        let asked = rule.filters.cors.is_some().then(|| parts.headers.clone());
         for filters in [&rule.filters, &chosen.filters] {
             if let Some(headers) = &filters.request_headers {
                 headers.apply(&mut parts.headers);
@@ -225,6 +229,7 @@ impl Outbound {
             upstream: Arc::clone(upstream),
             rule: Some(rule),
             backend: Some(backend),
+            asked,
         }))
     }
 
@@ -280,7 +285,6 @@ impl Outbound {
         let hop = headers::strip_hop_by_hop(&mut parts.headers);
         let upgrade = Upgrade::of(&mut parts, &hop);
         let catalog = self.shared.catalog.snapshot();
-        let origin = parts.headers.clone();
         let destination = match self.route(&catalog, &mut parts)? {
             Routed::To(destination) => destination,
             Routed::Answer(response) => {
@@ -321,7 +325,6 @@ impl Outbound {
             answered,
             &destination,
             grpc,
-            &origin,
             cookie,
             upgrade,
             guard,
@@ -372,7 +375,6 @@ impl Outbound {
         answered: Answered,
         destination: &Destination,
         grpc: bool,
-        asked: &HeaderMap,
         cookie: Option<HeaderValue>,
         upgrade: Option<Upgrade>,
         guard: &mut Option<RequestGuard>,
@@ -409,7 +411,7 @@ impl Outbound {
             if let Some(headers) = &filters.response_headers {
                 headers.apply(&mut head.headers);
             }
-            if let Some(cors) = &filters.cors {
+            if let (Some(cors), Some(asked)) = (&filters.cors, &destination.asked) {
                 cors.respond(asked, &mut head.headers);
             }
         }

@@ -31,6 +31,7 @@ use tokio::{
 use super::{
     HttpVersion,
     body::{Body, BodyError},
+    headers::MAX_HEADER_BYTES,
     io::Io,
 };
 
@@ -41,8 +42,6 @@ pub(in crate::proxy) struct ServerSettings {
     pub(in crate::proxy) header_timeout: Duration,
     /// Between requests.
     pub(in crate::proxy) idle_timeout: Duration,
-    /// Header fields of a request.
-    pub(in crate::proxy) max_headers: usize,
     /// Bytes of the request line and headers.
     pub(in crate::proxy) max_header_bytes: usize,
     /// Requests at once on one HTTP/2 connection.
@@ -57,8 +56,7 @@ impl Default for ServerSettings {
         Self {
             header_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(3600),
-            max_headers: 100,
-            max_header_bytes: 60 << 10,
+            max_header_bytes: MAX_HEADER_BYTES,
             max_streams: 250,
             stream_window: 1 << 20,
             connection_window: 4 << 20,
@@ -167,7 +165,7 @@ where
                 .half_close(false)
                 .auto_date_header(false)
                 .header_read_timeout(None)
-                .max_headers(settings.max_headers)
+                // At most 100 header fields, hyper's own limit: to state one costs a filled table for each request.
                 // Not pipeline_flush: with it hyper's own refusals are never sent.
                 .max_buf_size(settings.max_header_bytes.max(8192));
             drive!(builder.serve_connection(io, service).with_upgrades())
