@@ -321,14 +321,7 @@ impl Outbound {
             attempts.begin_with(first);
         }
         let answered = attempts.run(open).await?;
-        self.respond(
-            answered,
-            &destination,
-            grpc,
-            cookie,
-            upgrade,
-            guard,
-        )
+        self.respond(answered, &destination, grpc, cookie, upgrade, guard)
     }
 
     /// The key of consistent hashing, and the cookie to issue for it.

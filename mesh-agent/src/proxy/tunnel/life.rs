@@ -70,11 +70,6 @@ impl Windows {
             self.announced = window;
         }
     }
-
-    /// Whether so many streams want other windows than there are.
-    pub(super) fn is_crowded(streams: usize) -> bool {
-        streams.is_power_of_two()
-    }
 }
 
 /// Asks the peer whether it is there; resolves when it is not. An answer may be stuck behind much data on a slow network:

@@ -31,10 +31,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn add_stream(&self) -> usize {
+    pub(super) fn add_stream(&self) {
         self.opened.fetch_add(1, Ordering::Relaxed);
         ALL.fetch_add(1, Ordering::Relaxed);
-        self.streams.fetch_add(1, Ordering::AcqRel) + 1
+        self.streams.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(super) fn remove_stream(&self) {

@@ -15,8 +15,7 @@ use super::{
 };
 use crate::{model::RateLimit, resilience::moment::nanos};
 
-/// Limits with their buckets. One lock for all of them, so that asking all and charging all is one step; it is held for
-/// less than a microsecond (docs/benchmarks.md).
+/// Limits with their buckets. One lock for all of them, so that asking all and charging all is one step.
 #[derive(Debug, Default)]
 pub struct Limiters {
     hashes: RandomState,
