@@ -179,7 +179,7 @@ fn settings(rule: &Rule) -> Vec<String> {
             false => format!("{name} {}", GepDuration(timeout)),
         })
     };
-    let retries = rule.retry.as_ref().map(|retry| retry.attempts.unwrap_or(1));
+    let retries = rule.retry.as_ref().map(|retry| retry.attempts);
     let of_policy = || Some(policy?.retry.as_ref()?.attempts);
     let redistribute = policy.and_then(|policy| policy.redistribute_unavailable);
     [

@@ -504,6 +504,6 @@ pub(super) fn reason(error: &io::Error) -> Reason {
 }
 
 /// The clock of `balance` and `resilience`, which follows tokio's in tests with paused time.
-fn now() -> std::time::Instant {
+pub(super) fn now() -> std::time::Instant {
     Instant::now().into_std()
 }

@@ -24,8 +24,7 @@ pub use filter::{Filters, Fraction, HeaderModifier, Mirror};
 pub use matching::{HeaderMatch, Match, PathMatch, QueryMatch, RequestView, TextMatch};
 pub use rewrite::{Dialled, PathRewrite, Redirect, Rewrite};
 pub use rule::{
-    Backend, BackendError, RouteId, RouteKind, RoutePolicy, RouteRetry, RouteTimeouts, Rule,
-    RuleSettings,
+    Backend, BackendError, RouteId, RouteKind, RoutePolicy, RouteTimeouts, Rule, RuleSettings,
 };
 pub use split::MAX_BACKENDS;
 pub use table::{BoundRoute, Found, Listed, RouteTable};

@@ -50,7 +50,7 @@ pub struct Rule {
     pub filters: Filters,
     pub backends: Vec<Backend>,
     pub timeouts: RouteTimeouts,
-    pub retry: Option<RouteRetry>,
+    pub retry: Option<RetryPolicy>,
     /// From the TrafficPolicy that is attached to the route.
     pub policy: Option<Arc<RoutePolicy>>,
     pub(super) split: Split,
@@ -64,7 +64,7 @@ pub struct RuleSettings {
     /// At most `MAX_BACKENDS`.
     pub backends: Vec<Backend>,
     pub timeouts: RouteTimeouts,
-    pub retry: Option<RouteRetry>,
+    pub retry: Option<RetryPolicy>,
     pub policy: Option<Arc<RoutePolicy>>,
 }
 
@@ -89,17 +89,6 @@ pub enum BackendError {
 pub struct RouteTimeouts {
     pub request: Option<Duration>,
     pub backend_request: Option<Duration>,
-}
-
-/// `rules[].retry` of the experimental channel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RouteRetry {
-    /// Retries after the first attempt; `None`: 1.
-    pub attempts: Option<u32>,
-    /// Empty: 500, 502, 503, 504.
-    pub codes: Vec<u16>,
-    /// The least wait.
-    pub backoff: Option<Duration>,
 }
 
 /// What a TrafficPolicy that is attached to a route sets; the rest is the service's.

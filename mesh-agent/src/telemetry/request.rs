@@ -271,9 +271,6 @@ impl RequestGuard {
         }
     }
 
-    /// The request's body has gone out whole.
-    pub fn request_sent(&mut self) {}
-
     /// The headers of the response to the client.
     pub fn response_started(&mut self, status: StatusCode) {
         self.response = Some((status, Instant::now()));

@@ -6,11 +6,11 @@ use http::{HeaderName, HeaderValue, Method};
 
 use crate::{
     api::{self, BackendObjectReference, Object, ParentReference},
-    model::{ResourceName, Service, Timestamp},
+    model::{Backoff, ResourceName, RetryConditions, RetryPolicy, Service, Timestamp},
     routing::{
         Backend, BackendError, BadExpression, Cors, Expression, Filters, Fraction, HeaderMatch,
         HeaderModifier, Match, Mirror, PathMatch, PathRewrite, QueryMatch, Redirect, Rewrite,
-        RouteId, RouteKind, RoutePolicy, RouteRetry, RouteTimeouts, Rule, RuleSettings, TextMatch,
+        RouteId, RouteKind, RoutePolicy, RouteTimeouts, Rule, RuleSettings, TextMatch,
     },
 };
 
@@ -242,12 +242,38 @@ fn settings(
             request: timeouts.request.map(|d| d.0),
             backend_request: timeouts.backend_request.map(|d| d.0),
         },
-        retry: rule.retry.as_ref().map(|retry| RouteRetry {
-            attempts: retry.attempts,
-            codes: retry.codes.clone(),
-            backoff: retry.backoff.map(|d| d.0),
-        }),
+        retry: rule.retry.as_ref().map(retry),
         policy: policy.cloned(),
+    }
+}
+
+/// Codes that `retry` repeats when it lists none.
+const RETRY_CODES: [(u16, u16); 2] = [(500, 500), (502, 504)];
+
+/// `rules[].retry` of the experimental channel: its codes, and whatever says that no answer came.
+fn retry(retry: &api::HttpRouteRetry) -> RetryPolicy {
+    let status_codes = match retry.codes.as_slice() {
+        [] => RETRY_CODES.to_vec(),
+        codes => codes.iter().map(|&code| (code, code)).collect(),
+    };
+    let mut backoff = Backoff::default();
+    if let Some(least) = retry.backoff {
+        backoff.base = least.0;
+        backoff.max = backoff.max.max(least.0 * 10);
+    }
+    RetryPolicy {
+        attempts: retry.attempts.unwrap_or(1),
+        conditions: RetryConditions {
+            connect_failure: true,
+            reset: true,
+            refused_stream: true,
+            attempt_timeout: true,
+            status_codes,
+            grpc_codes: Vec::new(),
+        },
+        non_idempotent: false,
+        backoff,
+        attempt_timeout: None,
     }
 }
 

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant as Clock, SystemTime},
 };
 
-use ::http::{HeaderName, HeaderValue, Request, Response, StatusCode, request::Parts};
+use ::http::{
+    HeaderName, HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER, request::Parts,
+};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Frame};
@@ -17,9 +19,10 @@ use super::{
     HttpVersion,
     body::{self, Body, Replay, Times},
     headers::{self, Hop},
-    outbound::{Destination, Ended, Outbound, Refusal},
+    outbound::{Destination, Ended, Outbound},
     plan::Plan,
     pool::{PoolKey, SendFailed, UpstreamBody},
+    reply::Refusal,
     upgrade::Upgrade,
 };
 use crate::{
@@ -29,7 +32,7 @@ use crate::{
     policy::RequestPath,
     proxy::{
         Shared,
-        connect::{self, Client, Connected},
+        connect::{self, Client, Connected, now},
         decide::{self, Way},
         served::Served,
     },
@@ -130,7 +133,7 @@ impl<'a> Attempts<'a> {
                 stream: plan.timeouts.max_stream.map(|most| now + most),
                 idle: plan.timeouts.idle,
             },
-            retries: Retries::new(plan.retry.as_deref(), &parts.method),
+            retries: Retries::new(plan.retry, &parts.method),
             candidates: candidates(outbound, upstream, hash),
             outbound,
             upstream,
@@ -162,12 +165,10 @@ impl<'a> Attempts<'a> {
         state.budget.request(now());
         let pending = Instant::now() + ServiceState::pending_timeout(&policy.limits);
         let wait = || sleep_until(pending);
-        let mut service_permit = Some(
-            state
-                .acquire_request(&policy.limits, wait)
-                .await
-                .map_err(busy)?,
-        );
+        let service_permit = state
+            .acquire_request(&policy.limits, wait)
+            .await
+            .map_err(busy)?;
         let mut next = self.choose();
         if next.is_none() && self.failure == Reason::RequestLimit {
             next = state
@@ -208,7 +209,9 @@ impl<'a> Attempts<'a> {
                 ..
             } = tried
             {
-                // A connection may be idle again, or closed, soon.
+                // A connection may be idle again, or closed, soon. Nobody was asked.
+                self.count -= 1;
+                guard.attempt_ended(Err(Reason::ConnectionLimit));
                 let mut asked = false;
                 let again = || std::mem::replace(&mut asked, true).then_some(());
                 drop((attempt, permit));
@@ -269,9 +272,6 @@ impl<'a> Attempts<'a> {
                         Tried::Answered(response) => {
                             self.replay.settle();
                             let version = self.version();
-                            let Some(service_permit) = service_permit.take() else {
-                                return Err(Reason::Internal.into());
-                            };
                             Ok(Answered {
                                 response,
                                 held: Held {
@@ -488,10 +488,7 @@ impl<'a> Attempts<'a> {
         };
         match limiters.check(&facts, now()) {
             Decision::Allowed(_) => Ok(()),
-            Decision::Refused(refused) => Err(Refusal {
-                limited: Some((refused.quota.policy_field(), refused.quota.field())),
-                ..Refusal::after(Reason::RateLimited, refused.wait)
-            }),
+            Decision::Refused(refused) => Err(refused.into()),
         }
     }
 
@@ -561,23 +558,15 @@ impl<'a> Attempts<'a> {
         let mut request = self.request(http, body, &trace);
         body::pass_expectation(&mut request, &self.replay, self.parts.version);
         let sending = checkout.send(request);
-        let times = &self.times;
-        let timed = [times.request, times.attempt, times.idle]
-            .iter()
-            .any(Option::is_some);
-        let sent = if !timed && times.client.is_none() {
-            sending.await
-        } else {
-            tokio::select! {
-                biased;
-                sent = sending => sent,
-                reason = clock(&self.replay, &self.times) => {
-                    let outcome = match reason {
-                        Reason::AttemptTimeout => Outcome::TimedOut,
-                        _ => Outcome::Final,
-                    };
-                    return Tried::Failed { reason, outcome };
-                }
+        let sent = tokio::select! {
+            biased;
+            sent = sending => sent,
+            reason = clock(&self.replay, &self.times) => {
+                let outcome = match reason {
+                    Reason::AttemptTimeout => Outcome::TimedOut,
+                    _ => Outcome::Final,
+                };
+                return Tried::Failed { reason, outcome };
             }
         };
         match sent {
@@ -617,7 +606,10 @@ impl<'a> Attempts<'a> {
         let pushback = match headers::pushback(fields) {
             Some(headers::Pushback::After(wait)) => Some(Pushback::Exactly(wait)),
             Some(headers::Pushback::Never) => Some(Pushback::Never),
-            None => headers::retry_after(fields, SystemTime::now()).map(Pushback::Least),
+            None if fields.contains_key(RETRY_AFTER) => {
+                headers::retry_after(fields, SystemTime::now()).map(Pushback::Least)
+            }
+            None => None,
         };
         Outcome::Answered {
             status: response.status(),
@@ -633,7 +625,7 @@ impl<'a> Attempts<'a> {
 
     /// Until the request's deadline.
     fn left(&self) -> Option<Duration> {
-        let (at, _) = deadline(&self.replay, &self.times)?;
+        let (at, _) = self.times.next(&self.replay.sent(), None)?;
         Some(at.saturating_duration_since(Instant::now()))
     }
 
@@ -795,33 +787,16 @@ pub(super) async fn connect(
     Ok(connected)
 }
 
-/// The next deadline, as far as it runs already.
-fn deadline(replay: &Replay, times: &Times) -> Option<(Instant, Reason)> {
-    let sent = replay.sent();
-    let request = times
-        .request
-        .and_then(|wait| Some(sent.first_handed()? + wait));
-    let attempt = times.attempt.and_then(|wait| Some(sent.handed()? + wait));
-    [
-        (request, Reason::RequestTimeout),
-        (times.client, Reason::DeadlineExceeded),
-        (attempt, Reason::AttemptTimeout),
-        (
-            times.idle.map(|wait| sent.moved() + wait),
-            Reason::IdleTimeout,
-        ),
-    ]
-    .into_iter()
-    .filter_map(|(at, reason)| Some((at?, reason)))
-    .min_by_key(|(at, _)| *at)
-}
-
 /// Resolves when a deadline has passed; those that run from the end of the request start when it has gone out.
 async fn clock(replay: &Replay, times: &Times) -> Reason {
+    if !times.any() {
+        return std::future::pending().await;
+    }
+    let sent = replay.sent();
     let mut flushed = pin!(replay.flushed());
     let mut waits = true;
     loop {
-        let next = deadline(replay, times);
+        let next = times.next(&sent, None);
         let passed = async {
             match next {
                 Some((at, reason)) => {
@@ -836,15 +811,11 @@ async fn clock(replay: &Replay, times: &Times) -> Reason {
             () = &mut flushed, if waits => waits = false,
             reason = passed => {
                 // That of idleness moves on.
-                if deadline(replay, times).is_some_and(|(at, _)| at <= Instant::now()) {
+                let next = times.next(&sent, None);
+                if next.is_some_and(|(at, _)| at <= Instant::now()) {
                     return reason;
                 }
             }
         }
     }
-}
-
-/// The clock of `balance` and `resilience`, which follows tokio's in tests with paused time.
-fn now() -> Clock {
-    Instant::now().into_std()
 }

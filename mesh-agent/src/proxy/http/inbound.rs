@@ -13,14 +13,11 @@ use std::{
 };
 
 use ::http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri,
-    header::{CONNECTION, USER_AGENT},
-    request::Parts,
-    uri::PathAndQuery,
+    HeaderName, HeaderValue, Method, Request, Response, Uri, request::Parts, uri::PathAndQuery,
 };
 use futures::FutureExt;
 use hyper::body::{Body as _, Incoming};
-use tokio::{io::Interest, task::JoinSet, time::Instant};
+use tokio::{io::Interest, task::JoinSet};
 
 use super::{
     HttpVersion,
@@ -29,31 +26,29 @@ use super::{
     io::Io,
     outbound::reason_of,
     pool::{PoolKey, SendFailed, UpstreamBody},
-    reply::{self, About},
+    reply::{self, Refusal},
     running::{Place, Running},
-    server::{Abort, Handler, ServerSettings, serve},
-    upgrade::{NotSwitched, Switched, Upgrade},
+    server::{self, Abort, Handler, ServerSettings, serve},
+    upgrade::{Answer, Switched, Upgrade},
 };
 use crate::{
     catalog::InboundPort,
-    model::{ConnectionPool, ResourceName, SpiffeId},
+    model::{ConnectionPool, SpiffeId},
     policy::RequestPath,
     proxy::{
         Shared,
         admission::Admission,
-        connect::{Connected, Link},
+        connect::{Connected, Link, now},
         inbound::{self, Rules},
         served::{Report, Served},
         socket::Leg,
     },
     resilience::{Decision, Quota, RequestFacts},
-    telemetry::{Protocol, Reason, RequestGuard, RequestStart, TraceContext},
+    telemetry::{Protocol, Reason, RequestGuard, TraceContext},
 };
 
 /// Who the client is, as the tunnel proved it (Envoy's name and form).
 const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// One connection to the workload on which requests come.
 pub(in crate::proxy) struct Inbound {
@@ -86,25 +81,6 @@ struct View {
     version: u64,
     rules: Rules,
     port: Option<Arc<InboundPort>>,
-}
-
-/// Why a request gets an answer of ours.
-struct Refusal {
-    reason: Reason,
-    detail: String,
-    policy: Option<ResourceName>,
-    limit: Option<(Quota, std::time::Duration)>,
-}
-
-impl From<Reason> for Refusal {
-    fn from(reason: Reason) -> Self {
-        Self {
-            reason,
-            detail: String::new(),
-            policy: None,
-            limit: None,
-        }
-    }
 }
 
 /// What the client gets, beside the application's answer.
@@ -205,15 +181,12 @@ impl Inbound {
         guard: &mut RequestGuard,
     ) -> Result<Answered, Refusal> {
         if self.version == HttpVersion::Http1 {
-            self.doubts.next().map_err(|what| Refusal {
-                detail: what.to_owned(),
-                ..Reason::BadRequest.into()
-            })?;
+            self.doubts
+                .next()
+                .map_err(|what| Refusal::because(Reason::BadRequest, what))?;
         }
-        headers::refuse(&parts).map_err(|refused| Refusal {
-            detail: refused.detail().to_owned(),
-            ..refused.reason().into()
-        })?;
+        headers::refuse(&parts)
+            .map_err(|refused| Refusal::because(refused.reason(), refused.detail()))?;
         let hop = headers::strip_hop_by_hop(&mut parts.headers);
         let upgrade = Upgrade::of(&mut parts, &hop);
         headers::canonical(&mut parts);
@@ -240,10 +213,7 @@ impl Inbound {
         let (response, replay) = tokio::select! {
             biased;
             asked = asked => asked?,
-            policy = running.cut() => return Err(Refusal {
-                policy,
-                ..Reason::PolicyDenied.into()
-            }),
+            policy = running.cut() => return Err(Refusal::by(Reason::PolicyDenied, policy)),
         };
         Ok(Answered {
             response,
@@ -274,10 +244,7 @@ impl Inbound {
         }
         match refusal {
             None => Ok(()),
-            Some(reason) => Err(Refusal {
-                policy,
-                ..reason.into()
-            }),
+            Some(reason) => Err(Refusal::by(reason, policy)),
         }
     }
 
@@ -300,7 +267,7 @@ impl Inbound {
             headers: &parts.headers,
         };
         for service in &port.limited {
-            match service.limiters.check(&facts, Instant::now().into_std()) {
+            match service.limiters.check(&facts, now()) {
                 Decision::Allowed(quota) => {
                     let less =
                         |than: &Quota| quota.as_ref().is_some_and(|q| q.remaining < than.remaining);
@@ -308,13 +275,7 @@ impl Inbound {
                         least = quota.or(least);
                     }
                 }
-                Decision::Refused(refused) => {
-                    return Err(Refusal {
-                        detail: format!("limit {}", refused.quota.limit.name),
-                        limit: Some((refused.quota, refused.wait)),
-                        ..Reason::RateLimited.into()
-                    });
-                }
+                Decision::Refused(refused) => return Err(refused.into()),
             }
         }
         Ok(least)
@@ -424,32 +385,31 @@ impl Inbound {
         running: Place,
     ) -> Response<Body> {
         let Answered {
-            response,
+            mut response,
             upgrade,
             replay,
             quota,
         } = answered;
-        let (mut head, body) = response.into_parts();
-        headers::strip_hop_by_hop(&mut head.headers);
-        let response = Response::from_parts(head, body);
-        let response = match upgrade {
-            Some(upgrade) => match self.switch(upgrade, response) {
-                Ok((head, switched)) => {
-                    guard.response_started(head.status);
-                    self.carry(switched, guard, running);
-                    return Response::from_parts(head, Body::Empty);
-                }
-                Err(Some(response)) => response,
-                Err(None) => {
-                    return self.refuse(Reason::UpstreamProtocol.into(), grpc, Some(guard));
-                }
-            },
-            None => response,
+        headers::strip_hop_by_hop(response.headers_mut());
+        let answer = match upgrade {
+            Some(upgrade) => upgrade.answered(response, self.version),
+            None => Answer::Other(response),
+        };
+        let response = match answer {
+            Answer::Other(response) => response,
+            Answer::Switched(head, switched) => {
+                guard.response_started(head.status);
+                self.carry(switched, guard, running);
+                return Response::from_parts(head, Body::Empty);
+            }
+            Answer::Broken => {
+                return self.refuse(Reason::UpstreamProtocol.into(), grpc, Some(guard));
+            }
         };
         guard.response_started(response.status());
         let (mut head, body) = response.into_parts();
         if let Some(quota) = &quota {
-            limited(&mut head.headers, quota);
+            reply::limited(&mut head.headers, quota);
         }
         let bytes = Arc::clone(guard.bytes());
         let policy = Arc::clone(running.running());
@@ -460,20 +420,6 @@ impl Inbound {
         let times = Times::default();
         let body = Relay::body(&head, body, grpc, replay.sent(), times, bytes, finish);
         Response::from_parts(head, body.until(policy))
-    }
-
-    #[allow(clippy::result_large_err)] // the response itself, moved once
-    fn switch(
-        &self,
-        upgrade: Upgrade,
-        response: Response<UpstreamBody>,
-    ) -> Result<(::http::response::Parts, Switched), Option<Response<UpstreamBody>>> {
-        upgrade
-            .answered(response, self.version)
-            .map_err(|failed| match failed {
-                NotSwitched::Answered(response) => Some(response),
-                NotSwitched::Broken => None,
-            })
     }
 
     /// Carries what a connection was switched to, until it ends or policy ends it.
@@ -497,52 +443,16 @@ impl Inbound {
 
     /// An answer of ours.
     fn refuse(&self, refusal: Refusal, grpc: bool, guard: Option<RequestGuard>) -> Response<Body> {
-        let detail = match &refusal.policy {
-            Some(policy) => format!("policy {policy}"),
-            None => refusal.detail,
-        };
         let catalog = self.shared.catalog.load();
-        let about = About {
-            grpc,
-            node: catalog.node(),
-            detail: &detail,
-            retry_after: refusal.limit.as_ref().map(|(_, wait)| *wait),
-        };
-        let mut response = reply::reply(refusal.reason, &about);
-        if let Some((quota, _)) = &refusal.limit {
-            limited(response.headers_mut(), quota);
-        }
-        if self.version == HttpVersion::Http1 && refusal.reason == Reason::BadRequest {
-            // What follows on it may be a request in disguise.
-            let headers = response.headers_mut();
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        if let Some(mut guard) = guard {
-            if let Some(policy) = &refusal.policy {
-                guard.set_policy(policy);
-            }
-            guard.response_started(response.status());
-            guard.finish(refusal.reason);
-        }
-        response
+        refusal.answer(catalog.node(), grpc, self.version, guard)
     }
 }
 
 impl Handler for Inbound {
     async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let (mut parts, incoming) = request.into_parts();
-        let request_id = headers::ensure_request_id(&mut parts.headers, rand::random);
-        let grpc = headers::is_grpc(&parts.headers);
-        let start = RequestStart {
-            method: parts.method.clone(),
-            uri: parts.uri.clone(),
-            version: parts.version,
-            authority: headers::authority(&parts).and_then(|host| HeaderValue::from_str(host).ok()),
-            request_id: Some(request_id),
-            user_agent: parts.headers.get(USER_AGENT).cloned(),
-            grpc,
-            trace: TraceContext::extract(&parts.headers),
-        };
+        let start = server::start(&mut parts);
+        let grpc = start.grpc;
         let Some(mut guard) = self.note(|report| report.request(start)).flatten() else {
             // The connection has ended.
             return self.refuse(Reason::Drained.into(), grpc, None);
@@ -623,19 +533,6 @@ fn to_connected(leg: Leg, endpoint: SocketAddr) -> Connected {
 fn forwarded(own: Option<&SpiffeId>, source: &SpiffeId) -> Option<HeaderValue> {
     let by = own.map_or_else(String::new, |own| format!("By={own};"));
     HeaderValue::from_str(&format!("{by}URI={source}")).ok()
-}
-
-/// What a limit left (draft-ietf-httpapi-ratelimit-headers).
-fn limited(headers: &mut HeaderMap, quota: &Quota) {
-    for (name, value) in [
-        (RATE_LIMIT_POLICY, quota.policy_field()),
-        (RATE_LIMIT, quota.field()),
-    ] {
-        // The application may limit as well.
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            headers.append(name, value);
-        }
-    }
 }
 
 /// The target with another path. `None`: it has this one.

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     catalog::{Snapshot, Upstream},
-    routing::{Filters, Fraction},
+    routing::Filters,
     telemetry::{self, Reason},
 };
 
@@ -59,7 +59,7 @@ pub(super) fn mirror<'a>(
         let Some((name, port)) = &mirror.service else {
             continue;
         };
-        if !is_chosen(mirror.fraction, rand::random()) {
+        if !mirror.fraction.includes(rand::random()) {
             continue;
         }
         let ipv6 = outbound.dialled.is_ipv6();
@@ -92,12 +92,6 @@ pub(super) fn mirror<'a>(
             telemetry.mirror(outcome);
         });
     }
-}
-
-/// Whether a request is among the fraction that is copied.
-fn is_chosen(fraction: Fraction, random: u64) -> bool {
-    let all = u64::from(fraction.denominator.max(1));
-    random % all < u64::from(fraction.numerator)
 }
 
 async fn send(
@@ -144,23 +138,6 @@ async fn throw_away(mut body: UpstreamBody) {
         bytes += frame.data_ref().map_or(0, bytes::Bytes::len);
         if bytes > ANSWER {
             return;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn a_fraction_is_that_share_of_all(numerator in 0u32..=200, denominator in 1u32..=200) {
-            let fraction = Fraction { numerator, denominator };
-            let rounds = 50 * u64::from(denominator);
-            let chosen = (0..rounds).filter(|random| is_chosen(fraction, *random)).count() as u64;
-            prop_assert_eq!(chosen, 50 * u64::from(numerator.min(denominator)));
         }
     }
 }

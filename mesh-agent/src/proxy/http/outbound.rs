@@ -4,19 +4,17 @@
 //! way out is an answer, made here or by an endpoint.
 
 use std::{
-    borrow::Cow,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant as Clock},
 };
 
 use ::http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode,
-    header::{CONNECTION, HOST, LOCATION, SET_COOKIE},
+    header::{HOST, LOCATION, SET_COOKIE},
     request::Parts,
 };
 use hyper::body::Incoming;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::task::JoinSet;
 
 use super::{
     HttpVersion,
@@ -26,9 +24,9 @@ use super::{
     io::Io,
     mirror,
     plan::Plan,
-    reply::{self, About},
-    server::{Handler, ServerEnd, ServerSettings, serve},
-    upgrade::{NotSwitched, Upgrade},
+    reply::Refusal,
+    server::{self, Handler, ServerEnd, ServerSettings, serve},
+    upgrade::{Answer, Upgrade},
 };
 use crate::{
     balance::{client_key, hash_key},
@@ -36,12 +34,12 @@ use crate::{
     model::{HashKey, Strategy},
     proxy::{
         Shared,
-        connect::{Client, Connected},
+        connect::{Client, Connected, now},
         served::{Report, Served},
     },
     resilience::{Attempt, Transition, Verdict},
     routing::{Cors, Dialled, Filters, RequestView, Rule},
-    telemetry::{Protocol, Reason, RequestGuard, RequestStart, TraceContext},
+    telemetry::{Protocol, Reason, RequestGuard},
 };
 
 /// Bytes of a request's body that are kept for another attempt.
@@ -64,44 +62,6 @@ pub(in crate::proxy) struct Outbound {
     doubts: Arc<Doubts>,
     /// Connections that a request has turned into something else.
     upgraded: Mutex<JoinSet<()>>,
-}
-
-/// Why a request gets an answer of ours.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) reason: Reason,
-    pub(super) retry_after: Option<Duration>,
-    /// What to check; ours, never the client's words.
-    pub(super) detail: Cow<'static, str>,
-    /// `RateLimit-Policy` and `RateLimit`.
-    pub(super) limited: Option<(String, String)>,
-}
-
-impl Refusal {
-    pub(super) fn because(reason: Reason, detail: &'static str) -> Self {
-        Self {
-            reason,
-            retry_after: None,
-            detail: Cow::Borrowed(detail),
-            limited: None,
-        }
-    }
-
-    /// It makes sense to come again after `wait`.
-    pub(super) fn after(reason: Reason, wait: Duration) -> Self {
-        Self {
-            reason,
-            retry_after: Some(wait),
-            detail: Cow::Borrowed(""),
-            limited: None,
-        }
-    }
-}
-
-impl From<Reason> for Refusal {
-    fn from(reason: Reason) -> Self {
-        Self::because(reason, "")
-    }
 }
 
 /// Where a request goes.
@@ -382,19 +342,17 @@ impl Outbound {
             exhausted,
         } = answered;
         headers::strip_hop_by_hop(response.headers_mut());
-        let (mut head, body, switched) = match upgrade {
-            None => {
+        let answer = match upgrade {
+            Some(upgrade) => upgrade.answered(response, version),
+            None => Answer::Other(response),
+        };
+        let (mut head, next) = match answer {
+            Answer::Other(response) => {
                 let (head, body) = response.into_parts();
-                (head, Some(body), None)
+                (head, Ok(body))
             }
-            Some(upgrade) => match upgrade.answered(response, version) {
-                Ok((head, switched)) => (head, None, Some(switched)),
-                Err(NotSwitched::Answered(response)) => {
-                    let (head, body) = response.into_parts();
-                    (head, Some(body), None)
-                }
-                Err(NotSwitched::Broken) => return Err(Reason::UpstreamProtocol.into()),
-            },
+            Answer::Switched(head, switched) => (head, Err(switched)),
+            Answer::Broken => return Err(Reason::UpstreamProtocol.into()),
         };
         let Some(mut guard) = guard.take() else {
             return Err(Reason::Drained.into());
@@ -411,17 +369,17 @@ impl Outbound {
         if let Some(cookie) = cookie {
             head.headers.append(SET_COOKIE, cookie);
         }
-        if let Some(switched) = switched {
-            let bytes = Arc::clone(guard.bytes());
-            self.upgraded().spawn(async move {
-                let reason = switched.carry(&bytes).await;
-                drop(held);
-                guard.finish(reason);
-            });
-            return Ok(Response::from_parts(head, Body::Empty));
-        }
-        let Some(body) = body else {
-            return Err(Reason::Internal.into());
+        let body = match next {
+            Ok(body) => body,
+            Err(switched) => {
+                let bytes = Arc::clone(guard.bytes());
+                self.upgraded().spawn(async move {
+                    let reason = switched.carry(&bytes).await;
+                    drop(held);
+                    guard.finish(reason);
+                });
+                return Ok(Response::from_parts(head, Body::Empty));
+            }
         };
         let bytes = Arc::clone(guard.bytes());
         let finish = Ending {
@@ -541,59 +499,23 @@ impl Finish for Ending {
 impl Handler for Outbound {
     async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let (mut parts, incoming) = request.into_parts();
-        let request_id = headers::ensure_request_id(&mut parts.headers, rand::random);
-        let grpc = headers::is_grpc(&parts.headers);
-        let start = RequestStart {
-            method: parts.method.clone(),
-            uri: parts.uri.clone(),
-            version: parts.version,
-            authority: headers::authority(&parts).and_then(|host| HeaderValue::from_str(host).ok()),
-            request_id: Some(request_id),
-            user_agent: parts.headers.get(::http::header::USER_AGENT).cloned(),
-            grpc,
-            trace: TraceContext::extract(&parts.headers),
-        };
+        let start = server::start(&mut parts);
+        let grpc = start.grpc;
         let mut guard = self
             .report()
             .as_ref()
             .and_then(|report| report.request(start));
         match self.answer(parts, incoming, &mut guard).await {
             Ok(response) => response,
-            Err(refusal) => self.refuse(&refusal, grpc, guard),
+            Err(refusal) => {
+                let catalog = self.shared.catalog.load();
+                refusal.answer(catalog.node(), grpc, self.version, guard)
+            }
         }
     }
 }
 
 impl Outbound {
-    /// An answer of ours.
-    fn refuse(&self, refusal: &Refusal, grpc: bool, guard: Option<RequestGuard>) -> Response<Body> {
-        let catalog = self.shared.catalog.load();
-        let about = About {
-            grpc,
-            node: catalog.node(),
-            detail: &refusal.detail,
-            retry_after: refusal.retry_after,
-        };
-        let mut response = reply::reply(refusal.reason, &about);
-        if let Some((policy, limit)) = &refusal.limited {
-            for (name, value) in [("ratelimit-policy", policy), ("ratelimit", limit)] {
-                if let Ok(value) = HeaderValue::from_str(value) {
-                    response.headers_mut().insert(name, value);
-                }
-            }
-        }
-        if self.version == HttpVersion::Http1 && refusal.reason == Reason::BadRequest {
-            // What follows on it may be a request in disguise.
-            let headers = response.headers_mut();
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        if let Some(mut guard) = guard {
-            guard.response_started(response.status());
-            guard.finish(refusal.reason);
-        }
-        response
-    }
-
     /// Serves the connection to its end and reports it.
     pub(in crate::proxy) async fn run(self: Arc<Self>, io: Io) {
         if let Some(report) = &*self.report() {
@@ -657,11 +579,6 @@ impl Drop for Closing {
         // Dropped, it gives the reason of the cut.
         drop(self.0.report().take());
     }
-}
-
-/// The clock of `balance` and `resilience`, which follows tokio's in tests with paused time.
-fn now() -> Clock {
-    Instant::now().into_std()
 }
 
 /// Gives a connection that was made while the client's protocol was detected to the pool.

@@ -1,31 +1,26 @@
 //! What applies to one request: the service's TrafficPolicy, and what a route says on top of it.
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use crate::{
-    model::{RetryConditions, RetryPolicy, Timeouts, TrafficPolicy},
-    routing::{RouteRetry, Rule},
+    model::{RetryPolicy, Timeouts, TrafficPolicy},
+    routing::Rule,
 };
-
-/// Codes that a route's `retry` repeats when it lists none.
-const RETRY_CODES: [(u16, u16); 2] = [(500, 500), (502, 504)];
 
 #[derive(Debug)]
 pub(crate) struct Plan<'p> {
     pub(crate) timeouts: Timeouts,
-    pub(crate) retry: Option<Cow<'p, RetryPolicy>>,
+    pub(crate) retry: Option<&'p RetryPolicy>,
 }
 
 impl<'p> Plan<'p> {
     pub(crate) fn of(service: &'p TrafficPolicy, rule: Option<&'p Rule>) -> Self {
         let mut timeouts = service.timeouts;
-        let mut retry = service.retry.as_ref().map(Cow::Borrowed);
+        let mut retry = service.retry.as_ref();
         if let Some(rule) = rule {
             if let Some(policy) = &rule.policy {
                 timeouts = over(&policy.timeouts, &timeouts);
-                if let Some(own) = &policy.retry {
-                    retry = Some(Cow::Borrowed(own));
-                }
+                retry = policy.retry.as_ref().or(retry);
             }
             let own = Timeouts {
                 request: rule.timeouts.request,
@@ -33,11 +28,9 @@ impl<'p> Plan<'p> {
                 ..Timeouts::default()
             };
             timeouts = over(&own, &timeouts);
-            if let Some(own) = &rule.retry {
-                retry = Some(Cow::Owned(of_route(own)));
-            }
+            retry = rule.retry.as_ref().or(retry);
         }
-        if let Some(own) = retry.as_ref().and_then(|retry| retry.attempt_timeout) {
+        if let Some(own) = retry.and_then(|retry| retry.attempt_timeout) {
             timeouts.attempt = Some(own);
         }
         Self {
@@ -65,31 +58,4 @@ fn over(own: &Timeouts, below: &Timeouts) -> Timeouts {
 /// `0s` is no timeout.
 fn enabled(timeout: Option<Duration>) -> Option<Duration> {
     timeout.filter(|timeout| !timeout.is_zero())
-}
-
-/// A route's `retry` as a policy: its codes, and whatever says that no answer came.
-fn of_route(route: &RouteRetry) -> RetryPolicy {
-    let status_codes = match route.codes.as_slice() {
-        [] => RETRY_CODES.to_vec(),
-        codes => codes.iter().map(|&code| (code, code)).collect(),
-    };
-    let mut backoff = crate::model::Backoff::default();
-    if let Some(least) = route.backoff {
-        backoff.base = least;
-        backoff.max = backoff.max.max(least * 10);
-    }
-    RetryPolicy {
-        attempts: route.attempts.unwrap_or(1),
-        conditions: RetryConditions {
-            connect_failure: true,
-            reset: true,
-            refused_stream: true,
-            attempt_timeout: true,
-            status_codes,
-            grpc_codes: Vec::new(),
-        },
-        non_idempotent: false,
-        backoff,
-        attempt_timeout: None,
-    }
 }

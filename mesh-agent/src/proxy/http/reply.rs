@@ -1,14 +1,18 @@
 //! The answers that the proxy makes itself: status, `Proxy-Status`, and a text that names what to check.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{borrow::Cow, fmt::Write as _, time::Duration};
 
 use ::http::{
-    HeaderValue, Response, StatusCode,
-    header::{CONTENT_TYPE, RETRY_AFTER},
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER},
 };
 
-use super::body::Body;
-use crate::telemetry::Reason;
+use super::{HttpVersion, body::Body};
+use crate::{
+    model::ResourceName,
+    resilience::{self, Quota},
+    telemetry::{Reason, RequestGuard},
+};
 
 /// What an answer says beside its reason.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +26,115 @@ pub(in crate::proxy) struct About<'a> {
     /// When it makes sense to come again, where that is known.
     pub(in crate::proxy) retry_after: Option<Duration>,
 }
+
+/// Why a request gets an answer of ours.
+#[derive(Debug)]
+pub(in crate::proxy) struct Refusal {
+    pub(in crate::proxy) reason: Reason,
+    /// See [`About::detail`].
+    pub(in crate::proxy) detail: Cow<'static, str>,
+    /// The policy that decided.
+    pub(in crate::proxy) policy: Option<ResourceName>,
+    pub(in crate::proxy) retry_after: Option<Duration>,
+    /// Of the rate limit that refused.
+    pub(in crate::proxy) quota: Option<Quota>,
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self::because(reason, "")
+    }
+}
+
+impl From<resilience::Refusal> for Refusal {
+    fn from(refused: resilience::Refusal) -> Self {
+        Self {
+            detail: format!("limit {}", refused.quota.limit.name).into(),
+            quota: Some(refused.quota),
+            ..Self::after(Reason::RateLimited, refused.wait)
+        }
+    }
+}
+
+impl Refusal {
+    pub(in crate::proxy) fn because(reason: Reason, detail: &'static str) -> Self {
+        Self {
+            reason,
+            detail: Cow::Borrowed(detail),
+            policy: None,
+            retry_after: None,
+            quota: None,
+        }
+    }
+
+    /// It makes sense to come again after `wait`.
+    pub(in crate::proxy) fn after(reason: Reason, wait: Duration) -> Self {
+        Self {
+            retry_after: Some(wait),
+            ..reason.into()
+        }
+    }
+
+    /// By a policy, which is named where it has a name.
+    pub(in crate::proxy) fn by(reason: Reason, policy: Option<ResourceName>) -> Self {
+        Self {
+            detail: policy.as_ref().map_or(Cow::Borrowed(""), |policy| {
+                format!("policy {policy}").into()
+            }),
+            policy,
+            ..reason.into()
+        }
+    }
+
+    /// Answers the request and reports its end.
+    pub(in crate::proxy) fn answer(
+        self,
+        node: &str,
+        grpc: bool,
+        version: HttpVersion,
+        guard: Option<RequestGuard>,
+    ) -> Response<Body> {
+        let about = About {
+            grpc,
+            node,
+            detail: &self.detail,
+            retry_after: self.retry_after,
+        };
+        let mut response = reply(self.reason, &about);
+        let headers = response.headers_mut();
+        if let Some(quota) = &self.quota {
+            limited(headers, quota);
+        }
+        if version == HttpVersion::Http1 && self.reason == Reason::BadRequest {
+            // What follows on it may be a request in disguise.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(mut guard) = guard {
+            if let Some(policy) = &self.policy {
+                guard.set_policy(policy);
+            }
+            guard.response_started(response.status());
+            guard.finish(self.reason);
+        }
+        response
+    }
+}
+
+/// Says what a limit left (draft-ietf-httpapi-ratelimit-headers).
+pub(in crate::proxy) fn limited(headers: &mut HeaderMap, quota: &Quota) {
+    for (name, value) in [
+        (RATE_LIMIT_POLICY, quota.policy_field()),
+        (RATE_LIMIT, quota.field()),
+    ] {
+        // The application may limit as well.
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.append(name, value);
+        }
+    }
+}
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// Status of HTTP, error type of RFC 9209 section 2.3, status of gRPC.
 type Answer = (StatusCode, &'static str, u32);

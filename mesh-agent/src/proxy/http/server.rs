@@ -15,7 +15,11 @@ use std::{
     time::Duration,
 };
 
-use ::http::{Method, Request, Response, header::CONTENT_LENGTH};
+use ::http::{
+    HeaderValue, Method, Request, Response,
+    header::{CONTENT_LENGTH, USER_AGENT},
+    request::Parts,
+};
 use bytes::Bytes;
 use hyper::{
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
@@ -31,9 +35,10 @@ use tokio::{
 use super::{
     HttpVersion,
     body::{Body, BodyError},
-    headers::MAX_HEADER_BYTES,
+    headers::{self, MAX_HEADER_BYTES},
     io::Io,
 };
+use crate::telemetry::{RequestStart, TraceContext};
 
 /// Bounds of one client connection. The defaults are those of docs/reference/defaults.md.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +82,21 @@ pub(in crate::proxy) trait Handler: Send + Sync + 'static {
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// What is reported of a request whose head has come; gives it an id if it has none.
+pub(super) fn start(parts: &mut Parts) -> RequestStart {
+    let request_id = headers::ensure_request_id(&mut parts.headers, rand::random);
+    RequestStart {
+        method: parts.method.clone(),
+        uri: parts.uri.clone(),
+        version: parts.version,
+        authority: headers::authority(parts).and_then(|host| HeaderValue::from_str(host).ok()),
+        request_id: Some(request_id),
+        user_agent: parts.headers.get(USER_AGENT).cloned(),
+        grpc: headers::is_grpc(&parts.headers),
+        trace: TraceContext::extract(&parts.headers),
+    }
 }
 
 /// In the extensions of a response: nothing of it is sent. Its stream of HTTP/2, or its connection of HTTP/1, is reset.

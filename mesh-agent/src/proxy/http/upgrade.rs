@@ -40,13 +40,14 @@ pub(in crate::proxy) struct Upgrade {
     key: HeaderValue,
 }
 
-/// Why there is none. Not an error but the usual answer, and moved once.
-#[derive(Debug)]
+/// What an upstream says to it. One at a time lives, for moments.
 #[allow(clippy::large_enum_variant)]
-pub(in crate::proxy) enum NotSwitched {
-    /// The upstream answers as to any other request.
-    Answered(Response<UpstreamBody>),
-    /// It says that it switches, and has not understood the handshake.
+pub(in crate::proxy) enum Answer {
+    /// Yes: the client's answer, and the connection that follows.
+    Switched(response::Parts, Switched),
+    /// As to any other request.
+    Other(Response<UpstreamBody>),
+    /// Yes, but it has not understood the handshake.
     Broken,
 }
 
@@ -136,22 +137,20 @@ impl Upgrade {
         }
     }
 
-    /// The client's answer to what the upstream said, and the connection that follows. The fields of the connection
-    /// were taken from the response already.
-    #[allow(clippy::result_large_err)] // see NotSwitched
+    /// Reads the upstream's response, whose fields of the connection were taken already.
     pub(in crate::proxy) fn answered(
         self,
         response: Response<UpstreamBody>,
         to: HttpVersion,
-    ) -> Result<(response::Parts, Switched), NotSwitched> {
+    ) -> Answer {
         if !self.can_ask(to) {
-            return Err(NotSwitched::Answered(response));
+            return Answer::Other(response);
         }
         let (mut parts, body) = response.into_parts();
         let upstream = match body.into_upgraded() {
             Ok(upstream) => upstream,
             Err(body) => {
-                return Err(NotSwitched::Answered(Response::from_parts(parts, body)));
+                return Answer::Other(Response::from_parts(parts, body));
             }
         };
         let headers = &mut parts.headers;
@@ -170,7 +169,7 @@ impl Upgrade {
                 }
                 (HttpVersion::Http2, HttpVersion::Http1) => {
                     if headers.remove(SEC_WEBSOCKET_ACCEPT) != Some(accept(&self.key)) {
-                        return Err(NotSwitched::Broken);
+                        return Answer::Broken;
                     }
                     parts.status = StatusCode::OK;
                     headers.remove(UPGRADE);
@@ -183,7 +182,7 @@ impl Upgrade {
             client: self.client,
             upstream,
         };
-        Ok((parts, switched))
+        Answer::Switched(parts, switched)
     }
 }
 

@@ -71,7 +71,8 @@ fn another_window_starts_afresh() {
     for _ in 0..10 {
         budget.request(now);
     }
-    assert!(budget.try_retry(&long, now + Duration::from_secs(59)));
+    // Up to a fortieth of the window, 1.5 s, is given away, and how much of it depends on when the test runs.
+    assert!(budget.try_retry(&long, now + Duration::from_secs(58)));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 use lru::LruCache;
 
 use super::{
-    fields::{Quota, whole_seconds},
+    fields::Quota,
     gcra::{Answer, Full, Rate},
     keys::{RequestFacts, applies, bucket},
 };
@@ -66,13 +66,6 @@ pub struct Refusal {
     pub quota: Quota,
     /// Until none of them would refuse.
     pub wait: Duration,
-}
-
-impl Refusal {
-    /// Value of `Retry-After`.
-    pub fn retry_after_seconds(&self) -> u64 {
-        whole_seconds(self.wait).max(1)
-    }
 }
 
 impl Limiters {

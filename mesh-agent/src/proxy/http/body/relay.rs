@@ -59,12 +59,37 @@ pub(in crate::proxy) struct Times {
 }
 
 impl Times {
-    fn any(&self) -> bool {
+    pub(in crate::proxy) fn any(&self) -> bool {
         self.request.is_some()
             || self.attempt.is_some()
             || self.client.is_some()
             || self.stream.is_some()
             || self.idle.is_some()
+    }
+
+    /// The deadline that comes first of those that run already, and what it means. `answer`: when something of the
+    /// response moved last.
+    pub(in crate::proxy) fn next(
+        &self,
+        sent: &Sent,
+        answer: Option<Instant>,
+    ) -> Option<(Instant, Reason)> {
+        let after = |from: Option<Instant>, wait: Duration| Some(from? + wait);
+        let request = self.request.and_then(|w| after(sent.first_handed(), w));
+        let attempt = self.attempt.and_then(|w| after(sent.handed(), w));
+        let idle = self
+            .idle
+            .and_then(|w| after(answer.max(Some(sent.moved())), w));
+        [
+            (request, Reason::RequestTimeout),
+            (self.client, Reason::DeadlineExceeded),
+            (attempt, Reason::AttemptTimeout),
+            (self.stream, Reason::StreamTimeout),
+            (idle, Reason::IdleTimeout),
+        ]
+        .into_iter()
+        .filter_map(|(at, reason)| Some((at?, reason)))
+        .min_by_key(|(at, _)| *at)
     }
 }
 
@@ -181,29 +206,8 @@ impl<F: Finish + ?Sized> Relay<F> {
             .map_or_else(|| SizeHint::with_exact(0), Source::size_hint)
     }
 
-    /// The deadline that comes first, and what it means.
     fn next_deadline(&self) -> Option<(Instant, Reason)> {
-        let times = &self.times;
-        let after = |from: Option<Instant>, wait: Option<Duration>| Some(from? + wait?);
-        let request = times
-            .request
-            .and_then(|wait| after(self.sent.first_handed(), Some(wait)));
-        let attempt = times
-            .attempt
-            .and_then(|wait| after(self.sent.handed(), Some(wait)));
-        let idle = times
-            .idle
-            .map(|wait| self.moved.max(self.sent.moved()) + wait);
-        [
-            (request, Reason::RequestTimeout),
-            (times.client, Reason::DeadlineExceeded),
-            (attempt, Reason::AttemptTimeout),
-            (times.stream, Reason::StreamTimeout),
-            (idle, Reason::IdleTimeout),
-        ]
-        .into_iter()
-        .filter_map(|(at, reason)| Some((at?, reason)))
-        .min_by_key(|(at, _)| *at)
+        self.times.next(&self.sent, Some(self.moved))
     }
 
     /// A deadline has passed: lets the upstream go. What the client gets for it is [`Self::farewell`].

@@ -90,7 +90,7 @@ impl Handler for Proxy {
             return Response::from_parts(parts, Body::Empty);
         };
         match upgrade.answered(response, self.to) {
-            Ok((parts, switched)) => {
+            Answer::Switched(parts, switched) => {
                 let ended = self.ended.clone();
                 tokio::spawn(async move {
                     let bytes = Arc::<RequestBytes>::default();
@@ -99,11 +99,11 @@ impl Handler for Proxy {
                 });
                 Response::from_parts(parts, Body::Empty)
             }
-            Err(NotSwitched::Answered(response)) => {
+            Answer::Other(response) => {
                 let (parts, _) = response.into_parts();
                 Response::from_parts(parts, Body::Empty)
             }
-            Err(NotSwitched::Broken) => {
+            Answer::Broken => {
                 let mut response = Response::new(Body::Empty);
                 *response.status_mut() = StatusCode::BAD_GATEWAY;
                 response
