@@ -26,7 +26,7 @@ use super::{
     decide::{self, Admit, Speaks},
     http::{
         self, HttpVersion, ServerSettings,
-        detect::{MAX_REQUEST_LINE, Peeked, Sniff, classify, peek_protocol},
+        detect::{DETECTION, LAST_LOOK, MAX_REQUEST_LINE, Peeked, Sniff, classify, sniff},
     },
     served::{ConnectionId, Report, Served},
     socket::Leg,
@@ -162,11 +162,6 @@ enum Caller {
     Plain(Leg),
     Tunnel(Box<TunnelStream>),
 }
-
-/// How long a client that has begun to speak may take to show what it speaks, where nothing is declared.
-const DETECTION: Duration = Duration::from_secs(3);
-/// How long a client of an application that cannot be reached may take to show that it speaks HTTP.
-const LAST_LOOK: Duration = Duration::from_millis(50);
 
 impl<'a> Session<'a> {
     fn new(
@@ -316,12 +311,7 @@ impl Caller {
     /// What the client speaks, once it has begun: then it may take `patience` to show it.
     async fn sniff(&mut self, patience: Duration) -> Peeked {
         match self {
-            Self::Plain(leg) => {
-                if leg.ready(Interest::READABLE).await.is_err() {
-                    return Peeked::Closed;
-                }
-                peek_protocol(leg, Instant::now() + patience, MAX_REQUEST_LINE).await
-            }
+            Self::Plain(leg) => sniff(leg, patience).await,
             Self::Tunnel(stream) => {
                 if poll_fn(|cx| stream.poll_peek(cx, 0)).await.is_err() {
                     return Peeked::Closed;

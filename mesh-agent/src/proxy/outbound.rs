@@ -1,12 +1,9 @@
 //! A captured connection of the workload: where it was to go, and the way there.
 
-use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::fd::AsFd, sync::Arc};
 
 use mesh_common::Direction;
-use tokio::{
-    io::Interest,
-    time::{Instant, timeout},
-};
+use tokio::{io::Interest, time::timeout};
 
 use super::{
     Shared,
@@ -15,7 +12,7 @@ use super::{
     decide::{self, Speaks, Target, target},
     http::{
         self, HttpVersion, ServerSettings,
-        detect::{MAX_REQUEST_LINE, Peeked, peek_protocol},
+        detect::{DETECTION, LAST_LOOK, Peeked, sniff},
     },
     served::{Report, Served},
     socket::{Leg, canonical},
@@ -181,14 +178,6 @@ async fn http(
     }
 }
 
-/// What the client speaks, once it has begun: then it may take `patience` to show it.
-async fn sniff(client: &Leg, patience: Duration) -> Peeked {
-    if client.ready(Interest::READABLE).await.is_err() {
-        return Peeked::Closed;
-    }
-    peek_protocol(client, Instant::now() + patience, MAX_REQUEST_LINE).await
-}
-
 async fn requests(
     shared: &Arc<Shared>,
     served: &Arc<Served>,
@@ -278,11 +267,6 @@ async fn detected(
     }
     ready(client, result, report)
 }
-
-/// How long a client of a service that cannot be reached may take to show that it speaks HTTP.
-const LAST_LOOK: Duration = Duration::from_millis(50);
-/// How long a client that has begun to speak may take to show what it speaks.
-const DETECTION: Duration = Duration::from_secs(3);
 
 /// Resolves when the server has said something, or has ended.
 async fn spoken(connected: &mut Option<Connected>) {

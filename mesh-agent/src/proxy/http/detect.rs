@@ -20,6 +20,11 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MAX_METHOD: usize = 32;
 /// Method, blanks, target, version and end of line.
 pub(in crate::proxy) const MAX_REQUEST_LINE: usize = MAX_METHOD + MAX_URI + 32;
+/// How long a client that has begun to speak may take to show what it speaks, where nothing is declared.
+pub(in crate::proxy) const DETECTION: Duration = Duration::from_secs(3);
+/// How long the client of a server that cannot be reached may take to show that it speaks HTTP, and gets an answer instead
+/// of a reset.
+pub(in crate::proxy) const LAST_LOOK: Duration = Duration::from_millis(50);
 /// These with a target longer than the bound are requests with too long a target; anything else is another protocol.
 const METHODS: [&[u8]; 9] = [
     b"GET", b"POST", b"PUT", b"HEAD", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE",
@@ -127,13 +132,17 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// What the client speaks, once it has begun: then it may take `patience` to show it.
+pub(in crate::proxy) async fn sniff(client: &TcpStream, patience: Duration) -> Peeked {
+    if client.ready(Interest::READABLE).await.is_err() {
+        return Peeked::Closed;
+    }
+    peek_protocol(client, Instant::now() + patience, MAX_REQUEST_LINE).await
+}
+
 /// Looks at what the client sends, without taking it, until it is known what it is. At most `bound` bytes are looked at;
 /// with so many and no answer it is not HTTP.
-pub(in crate::proxy) async fn peek_protocol(
-    stream: &TcpStream,
-    deadline: Instant,
-    bound: usize,
-) -> Peeked {
+async fn peek_protocol(stream: &TcpStream, deadline: Instant, bound: usize) -> Peeked {
     match timeout_at(deadline, peek(stream, bound)).await {
         Ok(peeked) => peeked,
         Err(_) => Peeked::Undecided,
