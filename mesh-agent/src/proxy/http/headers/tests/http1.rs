@@ -210,6 +210,21 @@ const CASES: &[Case] = &[
         &["400 a chunk of the body is not valid"],
     ),
     case(
+        "CR in an extension",
+        "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;a\rb\r\na\r\n0\r\n\r\n",
+        &["400 a chunk of the body is not valid"],
+    ),
+    case(
+        "CR in a long extension",
+        "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;34567890123456789012345678901234567890123456789012345678901234567890\r1\r\na\r\n0\r\n\r\n",
+        &["400 a chunk of the body is not valid"],
+    ),
+    case(
+        "long extension",
+        "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;345678901234567890123456789012345678901234567890123456789012345\r\na\r\n0\r\n\r\nGET /2 HTTP/1.1\r\nHost: x\r\n\r\n",
+        &["200 POST / x [a]", "200 GET /2 x []"],
+    ),
+    case(
         "chunk that ends in LF",
         "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\n0\r\n\r\n",
         &["400 a chunk of the body is not valid"],
