@@ -26,7 +26,7 @@ use figures::Figures;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which benchmark: l4, mtls or http; all of them when not given.
+    /// Which benchmark: l4, mtls, http or http-mtls; all of them when not given.
     pub(crate) name: Option<String>,
     /// Also write one JSON object a figure to this file.
     #[arg(long)]
@@ -41,11 +41,11 @@ pub(crate) struct Args {
     #[arg(long)]
     seconds: Option<f64>,
     /// Only these subjects. l4: direct, mesh, mesh-both, haproxy, envoy; mtls: direct, mesh, envoy-mtls, envoy-connect;
-    /// http: direct, mesh, envoy, haproxy, nginx.
+    /// http: direct, mesh, envoy, haproxy, nginx; http-mtls: direct, mesh, envoy-mtls.
     #[arg(long, value_name = "NAME")]
     subject: Vec<String>,
     /// l4 and mtls: only to see that they work, with programs that are not optimised and one short round; their figures
-    /// mean nothing. http: a selection (32 connections, 1 KiB; direct, mesh, envoy) whose figures do.
+    /// mean nothing. http and http-mtls: a selection (32 connections, 1 KiB; direct, mesh, Envoy) whose figures do.
     #[arg(long)]
     quick: bool,
 }
@@ -61,7 +61,7 @@ impl Args {
 
     /// Only to see that it works.
     fn is_trial(&self) -> bool {
-        self.quick && self.name.as_deref() != Some("http")
+        self.quick && !matches!(self.name.as_deref(), Some("http" | "http-mtls"))
     }
 
     fn rounds(&self) -> usize {
@@ -113,12 +113,17 @@ struct Programs {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     type Bench = fn(&Args, &mut Figures) -> Result<()>;
-    let all: [(&str, Bench); 3] = [("l4", l4::run), ("mtls", mtls::run), ("http", http::run)];
+    let all: [(&str, Bench); 4] = [
+        ("l4", l4::run),
+        ("mtls", mtls::run),
+        ("http", http::run),
+        ("http-mtls", http::mtls::run),
+    ];
     let chosen = |name: &str| args.name.as_deref().is_none_or(|wanted| wanted == name);
     if let Some(other) = &args.name
         && !all.iter().any(|(name, _)| name == other)
     {
-        bail!("no benchmark named {other:?}; there are l4, mtls and http");
+        bail!("no benchmark named {other:?}; there are l4, mtls, http and http-mtls");
     }
     sh::require_root("the bench (network namespaces, eBPF)")?;
     interrupt::catch()?;

@@ -42,10 +42,14 @@ pub(super) fn write(bed: &Bed) -> Result<PathBuf> {
     let addresses = [MESH_CLIENT.to_owned()];
     let pod = workload(&bed.ns(NODE), "mesh", &addresses, &netns, "default");
     folder.put("pods.yaml", &pod)?;
-    let service = SERVICE.replace("VIP", VIP).replace("SERVER", SERVER);
-    folder.put("load.yaml", &service)?;
-    folder.put("routes.yaml", &[route(8080), route(8081)].join("---\n"))?;
+    folder.put("load.yaml", &service(SERVER))?;
     Ok(folder.dir)
+}
+
+/// The service over a server, and its routes.
+pub(super) fn service(server: &str) -> String {
+    let service = SERVICE.replace("VIP", VIP).replace("SERVER", server);
+    [service, route(8080), route(8081)].join("---\n")
 }
 
 fn route(port: u16) -> String {

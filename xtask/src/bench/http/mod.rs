@@ -1,6 +1,7 @@
 //! `cargo xtask bench http`: requests through nothing, the mesh, Envoy, HAProxy and nginx, in turns.
 
 mod config;
+pub(super) mod mtls;
 mod peak;
 mod pods;
 mod subjects;
@@ -34,7 +35,7 @@ pub(super) fn run(args: &Args, figures: &mut Figures) -> Result<()> {
     let mut bed = Bed::new("http", programs.load)?;
     pods::build(&mut bed)?;
     let mut proxies = Proxies::default();
-    subjects::start_server(&bed, &mut proxies)?;
+    subjects::start_server(&bed, "server", &mut proxies)?;
     let agent = programs.agent.as_ref();
     let list = subjects::start(&wants, &bed, agent, &mut proxies)?;
     peak::note_versions(&mut proxies);

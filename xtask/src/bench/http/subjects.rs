@@ -20,6 +20,9 @@ const ALL: [Subject; 5] = [
     subject("nginx", ("nginx", "server"), "10.99.0.15", 30_000),
 ];
 
+/// What the processes of servers go by: no subject's name.
+const SERVES: &str = "server";
+
 const NGINX: &str = "/usr/sbin/nginx";
 
 /// Files that the server has, by the names of works.
@@ -29,14 +32,17 @@ pub(super) fn path(size: &str) -> String {
     format!("/cart/{size}")
 }
 
-pub(super) fn start_server(bed: &Bed, proxies: &mut Proxies) -> Result<()> {
-    let mut command = nginx(bed, "server", LOAD_CPU)?;
-    let files = folder(bed, "server").join("www/cart");
+/// nginx in a pod, with the files of all works.
+pub(super) fn start_server(bed: &Bed, pod: &'static str, proxies: &mut Proxies) -> Result<()> {
+    let mut command = nginx(bed, pod, "server", LOAD_CPU)?;
+    let files = folder(bed, pod).join("www/cart");
     fs::create_dir_all(&files)?;
     for (name, size) in SIZES {
         fs::write(files.join(name), vec![b'x'; size])?;
     }
-    proxies.start(bed, "server", "server", &mut command, 8081)
+    proxies.start(bed, SERVES, pod, &mut command, 8081)?;
+    proxies.add_version(&nginx_version());
+    Ok(())
 }
 
 /// Starts the proxies of those that are wanted; gives those that take part.
@@ -63,7 +69,7 @@ pub(super) fn start(
             ),
             ("envoy", _) => proxies.start_envoy(bed, "envoy", "envoy", "http/envoy.yaml", 28_081),
             ("haproxy", _) => start_haproxy(bed, proxies),
-            ("nginx", _) => nginx(bed, "nginx", PROXY_CPU)
+            ("nginx", _) => nginx(bed, "nginx", "nginx", PROXY_CPU)
                 .and_then(|mut nginx| proxies.start(bed, "nginx", "nginx", &mut nginx, 38_081)),
             _ => Ok(()),
         };
@@ -71,7 +77,6 @@ pub(super) fn start(
             list.push(subject);
         }
     }
-    proxies.add_version(&nginx_version());
     Ok(list)
 }
 
@@ -91,7 +96,7 @@ fn folder(bed: &Bed, pod: &str) -> PathBuf {
 }
 
 /// nginx in a pod, with the configuration of that name.
-fn nginx(bed: &Bed, pod: &str, cpu: u32) -> Result<Command> {
+fn nginx(bed: &Bed, pod: &str, config: &str, cpu: u32) -> Result<Command> {
     ensure!(
         Path::new(NGINX).exists(),
         "not installed; cargo xtask deps bench"
@@ -99,7 +104,7 @@ fn nginx(bed: &Bed, pod: &str, cpu: u32) -> Result<Command> {
     let folder = folder(bed, pod);
     fs::create_dir_all(&folder)?;
     let mut command = pinned(cpu, &bed.ns(pod), NGINX);
-    let file = configs().join(format!("http/{pod}.conf"));
+    let file = configs().join(format!("http/{config}.conf"));
     command.arg("-p").arg(folder).arg("-c").arg(file);
     command.args(["-e", "stderr"]);
     Ok(command)

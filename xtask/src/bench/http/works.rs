@@ -129,7 +129,7 @@ fn loaded(peaks: &[(&str, Vec<f64>)]) -> Option<f64> {
     };
     let pair: Vec<_> = peaks
         .iter()
-        .filter(|(name, _)| ["mesh", "envoy"].contains(name))
+        .filter(|(name, _)| ["mesh", "envoy", "envoy-mtls"].contains(name))
         .collect();
     let of = if pair.len() == 2 {
         pair

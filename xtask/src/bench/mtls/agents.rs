@@ -11,7 +11,17 @@ use crate::bench::resources::{Folder, NAMESPACE, service, workload};
 use crate::bench::works::PORTS;
 
 /// Virtual address of the service over the mesh's server.
-pub(super) const VIP: &str = "10.97.0.1";
+pub(in crate::bench) const VIP: &str = "10.97.0.1";
+
+/// That service, with the ports of all works.
+pub(super) fn all_ports() -> String {
+    service(
+        "load",
+        VIP,
+        &PORTS.map(|p| (p, p)),
+        &[MESH_SERVER.to_owned()],
+    )
+}
 
 /// Plain text is refused: what arrives has been in a tunnel.
 const STRICT: &str = "apiVersion: mesh.covet.dev/v1alpha1
@@ -23,7 +33,7 @@ spec:
   mtls: {mode: strict}
 ";
 
-pub(super) struct Agents {
+pub(in crate::bench) struct Agents {
     program: PathBuf,
     folder: Folder,
     /// Workloads of the servers' node.
@@ -31,10 +41,11 @@ pub(super) struct Agents {
 }
 
 impl Agents {
-    /// Writes their configuration and starts both.
-    pub(super) fn start(
+    /// Writes their configuration, with the service over the mesh's server, and starts both.
+    pub(in crate::bench) fn start(
         bed: &Bed,
         program: &Path,
+        service: &str,
         cold: &[ColdPod],
         proxies: &mut Proxies,
     ) -> Result<Self> {
@@ -51,9 +62,7 @@ impl Agents {
             pods += &pod(SERVERS, &one.name, &one.addresses, "server");
         }
         folder.put("pods.yaml", &pods)?;
-        let ports = PORTS.map(|p| (p, p));
-        let endpoint = [MESH_SERVER.to_owned()];
-        folder.put("load.yaml", &service("load", VIP, &ports, &endpoint))?;
+        folder.put("load.yaml", service)?;
         let agents = Self {
             program: program.to_path_buf(),
             folder,

@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::sh;
 
 /// Into `certificates` in the bed's folder, where their configuration looks for them.
-pub(super) fn make(bed: &Path) -> Result<()> {
+pub(in crate::bench) fn make(bed: &Path) -> Result<()> {
     let dir = bed.join("certificates");
     fs::create_dir_all(&dir)?;
     issue(&dir, "ca", &["-subj", "/CN=bench"])?;

@@ -1,9 +1,9 @@
 //! `cargo xtask bench mtls`: from node to node through nothing, the mesh's tunnels, and two Envoys with mutual TLS, in
 //! turns.
 
-mod agents;
-mod certificates;
-mod pods;
+pub(super) mod agents;
+pub(super) mod certificates;
+pub(super) mod pods;
 
 use std::path::Path;
 
@@ -103,11 +103,10 @@ fn start(
             continue;
         }
         let started = match (name, &programs.agent) {
-            ("mesh", Some(agent)) => {
-                Agents::start(bed, agent, cold, proxies).map(|both| agents = Some(both))
-            }
-            ("envoy-mtls", _) => envoys(bed, name, 17_010, proxies),
-            ("envoy-connect", _) => envoys(bed, name, 15_008, proxies),
+            ("mesh", Some(agent)) => Agents::start(bed, agent, &agents::all_ports(), cold, proxies)
+                .map(|both| agents = Some(both)),
+            ("envoy-mtls", _) => envoys(bed, "mtls", name, (37_017, 17_010), proxies),
+            ("envoy-connect", _) => envoys(bed, "mtls", name, (37_017, 15_008), proxies),
             _ => Ok(()),
         };
         if proxies.note(name, started) {
@@ -117,12 +116,18 @@ fn start(
     Ok((list, agents))
 }
 
-/// One in the server's pod, which listens on `port`, and one in the client's.
-fn envoys(bed: &Bed, name: &'static str, port: u16, proxies: &mut Proxies) -> Result<()> {
-    let config = |side: &str| format!("mtls/{name}-{side}.yaml");
+/// One in the server's pod and one in the client's, until they listen on the last of their ports.
+pub(super) fn envoys(
+    bed: &Bed,
+    folder: &str,
+    name: &'static str,
+    (client_port, server_port): (u16, u16),
+    proxies: &mut Proxies,
+) -> Result<()> {
+    let config = |side: &str| format!("{folder}/{name}-{side}.yaml");
     let pod = format!("{name}-server");
-    proxies.start_envoy(bed, name, &pod, &config("server"), port)?;
-    proxies.start_envoy(bed, name, name, &config("client"), 37_017)
+    proxies.start_envoy(bed, name, &pod, &config("server"), server_port)?;
+    proxies.start_envoy(bed, name, name, &config("client"), client_port)
 }
 
 fn all(run: &mut Run<'_>, agents: Option<&Agents>, cold: &[ColdPod]) -> Result<()> {

@@ -8,13 +8,13 @@ use anyhow::Result;
 use crate::bench::bed::{Bed, batch};
 
 /// As the bed calls the nodes of the clients and of the servers.
-pub(super) const CLIENTS: &str = "clients";
-pub(super) const SERVERS: &str = "servers";
+pub(in crate::bench) const CLIENTS: &str = "clients";
+pub(in crate::bench) const SERVERS: &str = "servers";
 
 /// Where direct's client finds its server, and the mesh's service its endpoint.
-pub(super) const DIRECT_SERVER: &str = "10.98.128.21";
+pub(in crate::bench) const DIRECT_SERVER: &str = "10.98.128.21";
 pub(super) const MESH_CLIENT: &str = "10.98.1.12";
-pub(super) const MESH_SERVER: &str = "10.98.128.22";
+pub(in crate::bench) const MESH_SERVER: &str = "10.98.128.22";
 
 /// Client pods and the last byte of their addresses.
 const CLIENT_PODS: [(&str, u8); 4] = [
@@ -25,14 +25,14 @@ const CLIENT_PODS: [(&str, u8); 4] = [
 ];
 
 /// Server pods and their addresses.
-pub(super) const SERVER_PODS: [(&str, &str); 4] = [
+pub(in crate::bench) const SERVER_PODS: [(&str, &str); 4] = [
     ("direct-server", DIRECT_SERVER),
     ("mesh-server", MESH_SERVER),
     ("envoy-mtls-server", "10.98.128.23"),
     ("envoy-connect-server", "10.98.128.24"),
 ];
 
-pub(super) fn build(bed: &mut Bed) -> Result<()> {
+pub(in crate::bench) fn build(bed: &mut Bed) -> Result<()> {
     let (clients, servers) = (bed.add_node(CLIENTS)?, bed.add_node(SERVERS)?);
     batch(
         &clients,
@@ -69,7 +69,7 @@ pub(super) fn build(bed: &mut Bed) -> Result<()> {
 }
 
 /// A server pod with many addresses: to the mesh each is a destination of its own.
-pub(super) struct ColdPod {
+pub(in crate::bench) struct ColdPod {
     pub(super) name: String,
     pub(super) addresses: Vec<String>,
 }
