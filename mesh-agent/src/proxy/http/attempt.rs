@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::{
     HttpVersion,
-    body::{self, Body, Replay, Times},
+    body::{self, Body, Replay, Sent, Times},
     headers::{self, Hop},
     outbound::{Destination, Ended, Outbound},
     plan::Plan,
@@ -52,7 +52,7 @@ const FIRST_FRAME: Duration = Duration::from_millis(10);
 pub(super) struct Answered {
     pub(super) response: Response<UpstreamBody>,
     pub(super) held: Held,
-    pub(super) replay: Replay,
+    pub(super) sent: Sent,
     pub(super) times: Times,
     /// Spoken with the upstream.
     pub(super) version: HttpVersion,
@@ -158,7 +158,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// Tries until there is an answer for the client.
-    pub(super) async fn run(mut self, guard: &mut RequestGuard) -> Result<Answered, Refusal> {
+    pub(super) async fn run(&mut self, guard: &mut RequestGuard) -> Result<Answered, Refusal> {
         let upstream = self.upstream;
         let policy = &upstream.service.traffic;
         let state = &upstream.state;
@@ -280,7 +280,7 @@ impl<'a> Attempts<'a> {
                                     attempt,
                                     _permits: [service_permit, permit],
                                 },
-                                replay: self.replay,
+                                sent: self.replay.sent(),
                                 times: self.times,
                                 version,
                                 peeked,

@@ -11,6 +11,7 @@ pub(super) mod detect;
 #[cfg(any(test, fuzzing))]
 #[allow(unreachable_pub, reason = "reached by the fuzz targets alone")]
 pub mod fuzz;
+mod gather;
 mod headers;
 mod inbound;
 mod io;

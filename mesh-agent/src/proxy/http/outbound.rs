@@ -335,7 +335,7 @@ impl Outbound {
         let Answered {
             mut response,
             held,
-            replay,
+            sent,
             times,
             version,
             peeked,
@@ -390,15 +390,7 @@ impl Outbound {
             grpc,
             exhausted,
         };
-        let body = Relay::body(
-            &head,
-            (peeked, body),
-            grpc,
-            replay.sent(),
-            times,
-            bytes,
-            finish,
-        );
+        let body = Relay::body(&head, (peeked, body), grpc, sent, times, bytes, finish);
         Ok(Response::from_parts(head, body))
     }
 

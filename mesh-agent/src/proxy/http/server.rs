@@ -4,7 +4,7 @@
 //! of a request, how long a connection may wait for the next one, and how many of each thing HTTP/2 lets a client ask for.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
     sync::{
@@ -35,6 +35,7 @@ use tokio::{
 use super::{
     HttpVersion,
     body::{Body, BodyError},
+    gather::Gathered,
     headers::{self, MAX_HEADER_BYTES},
     io::Io,
 };
@@ -141,9 +142,10 @@ where
     let service = service_fn(|request: Request<Incoming>| {
         let busy = Busy::new(&activity);
         let head = request.method() == Method::HEAD;
-        let answer = Arc::clone(&handler).call(request);
+        let handler = Arc::clone(&handler);
         async move {
-            let mut response = answer.await;
+            // Called here, not outside: a future that is moved into this one would take its space twice.
+            let mut response = handler.call(request).await;
             if let Some(abort) = response.extensions().get::<Abort>() {
                 return Err(*abort);
             }
@@ -158,13 +160,17 @@ where
     });
     let mut clock = pin!(sleep(settings.header_timeout));
     macro_rules! drive {
-        ($connection:expr) => {{
+        ($connection:expr, $polled:expr) => {{
             let mut connection = pin!($connection);
             let mut drains = false;
             loop {
                 tokio::select! {
                     biased;
-                    end = connection.as_mut() => return ended(end),
+                    end = poll_fn(|cx| {
+                        let end = connection.as_mut().poll(cx);
+                        $polled(cx);
+                        end
+                    }) => return ended(end),
                     () = clock.as_mut() => match activity.look(settings, version) {
                         Some(end) => return end,
                         None => clock.as_mut().reset(Instant::now() + settings.header_timeout),
@@ -188,7 +194,10 @@ where
                 // At most 100 header fields, hyper's own limit: to state one costs a filled table for each request.
                 // Not pipeline_flush: with it hyper's own refusals are never sent.
                 .max_buf_size(settings.max_header_bytes.max(8192));
-            drive!(builder.serve_connection(io, service).with_upgrades())
+            drive!(
+                builder.serve_connection(io, service).with_upgrades(),
+                |_: &mut Context<'_>| {}
+            )
         }
         HttpVersion::Http2 => {
             let mut builder = hyper::server::conn::http2::Builder::new(Spawn);
@@ -202,7 +211,12 @@ where
                 .max_pending_accept_reset_streams(PENDING_RESETS)
                 .max_local_error_reset_streams(ERROR_RESETS)
                 .max_send_buf_size(SEND_BUFFER);
-            drive!(builder.serve_connection(io, service))
+            let io = Gathered::new(io);
+            let sender = io.clone();
+            drive!(builder.serve_connection(io, service), |cx: &mut Context<
+                '_,
+            >| sender
+                .send(cx))
         }
     }
 }

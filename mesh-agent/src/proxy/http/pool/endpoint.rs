@@ -62,7 +62,7 @@ struct Shared {
 }
 
 /// A connect under way.
-struct Connect {
+pub(super) struct Connect {
     done: watch::Sender<Option<Outcome>>,
     waiting: AtomicUsize,
 }
@@ -75,11 +75,14 @@ enum Outcome {
     Dropped,
 }
 
-enum Next {
+/// What a request that wants a stream does next.
+pub(super) enum Next {
     Use(Slot),
     Join(Arc<Connect>),
     Settle(watch::Receiver<bool>),
     Start(Arc<Connect>),
+    /// Makes a connection that nobody waits for.
+    Alone,
 }
 
 impl<B: RequestBody> Endpoint<B> {
@@ -174,23 +177,28 @@ impl<B: RequestBody> Endpoint<B> {
 
     // HTTP/2
 
-    /// Room for one stream. `fresh`: only on a new connection.
+    /// `fresh`: only on a new connection.
+    pub(super) fn next(&self, options: &ConnectionPool, fresh: bool) -> Next {
+        if fresh {
+            return Next::Alone;
+        }
+        lock(&self.shared).next(super::worker(self.idle.len()), options)
+    }
+
+    /// Room for one stream.
     pub(super) async fn slot<F>(
         self: &Arc<Self>,
+        mut next: Next,
         options: &ConnectionPool,
-        fresh: bool,
         connect: impl FnOnce() -> F,
     ) -> Result<Slot, Reason>
     where
         F: Future<Output = Result<Connected, Reason>>,
     {
-        if fresh {
-            return self.connect_alone(options, connect).await;
-        }
         loop {
-            let next = lock(&self.shared).next(super::worker(self.idle.len()), options);
             match next {
                 Next::Use(slot) => return Ok(slot),
+                Next::Alone => return self.connect_alone(options, connect).await,
                 Next::Settle(mut settled) => {
                     // Should it not say, it counts as one that takes one stream.
                     let _ = timeout(SETTLE, settled.wait_for(|settled| *settled)).await;
@@ -218,6 +226,7 @@ impl<B: RequestBody> Endpoint<B> {
                     return made;
                 }
             }
+            next = self.next(options, false);
         }
     }
 

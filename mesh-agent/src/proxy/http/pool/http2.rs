@@ -34,7 +34,11 @@ use super::{
     message::{self, Informational},
     tasks::Tasks,
 };
-use crate::{model::ConnectionPool, proxy::http::io::Io, telemetry::Reason};
+use crate::{
+    model::ConnectionPool,
+    proxy::http::{gather::Gathered, io::Io},
+    telemetry::Reason,
+};
 
 /// What one upstream may send before it is taken: on one stream, on all of a connection.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -96,7 +100,8 @@ impl Http2 {
         worker: usize,
         plain: bool,
     ) -> Result<(Arc<Self>, impl Future<Output = ()> + Send + use<>), Reason> {
-        let io = TokioIo::new(io.noting(Arc::clone(&exchange)));
+        let io = Gathered::new(io.noting(Arc::clone(&exchange)));
+        let sender = io.clone();
         let handshake = Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -104,7 +109,7 @@ impl Http2 {
             .max_send_buffer_size(SEND_BUFFER)
             .initial_max_send_streams(UNSETTLED)
             .enable_push(false)
-            .handshake::<_, Bytes>(io)
+            .handshake::<_, Bytes>(TokioIo::new(io))
             .await;
         let (requests, connection) = handshake.map_err(|error| {
             tracing::debug!(%error, "no HTTP/2 with an upstream");
@@ -123,7 +128,7 @@ impl Http2 {
             ended: AtomicBool::new(false),
             held,
         });
-        let driver = drive(Arc::downgrade(&this), connection, plain);
+        let driver = drive(Arc::downgrade(&this), connection, sender, plain);
         Ok((this, driver))
     }
 
@@ -211,7 +216,8 @@ impl Http2 {
 /// Drives a connection to its end.
 async fn drive(
     this: std::sync::Weak<Http2>,
-    mut connection: Connection<TokioIo<Io>, Bytes>,
+    mut connection: Connection<TokioIo<Gathered<Io>>, Bytes>,
+    sender: Gathered<Io>,
     plain: bool,
 ) {
     let mut ping = connection.ping_pong();
@@ -222,6 +228,7 @@ async fn drive(
     let ended = loop {
         let polled = poll_fn(|cx| {
             let polled = Pin::new(&mut connection).poll(cx);
+            sender.send(cx);
             if !settled && connection.max_concurrent_send_streams() != UNSETTLED {
                 settled = true;
                 if let Some(this) = this.upgrade() {

@@ -38,7 +38,11 @@ pub(in crate::proxy) use self::{
     body::{Upgraded, UpstreamBody},
     message::on_informational,
 };
-use self::{endpoint::Endpoint, http1::Http1, tasks::Tasks};
+use self::{
+    endpoint::{Endpoint, Next},
+    http1::Http1,
+    tasks::Tasks,
+};
 pub(in crate::proxy::http) use self::{exchange::Exchange, http2::Slot};
 use super::HttpVersion;
 use crate::{
@@ -178,10 +182,17 @@ impl<B: RequestBody> Pools<B> {
                 let idle = if fresh { None } else { endpoint.take(options) };
                 Kind::Http1(match idle {
                     Some(connection) => connection,
-                    None => made(connect().await?, &endpoint, options).await?,
+                    None => {
+                        let making = async { made(connect().await?, &endpoint, options).await };
+                        Box::pin(making).await?
+                    }
                 })
             }
-            HttpVersion::Http2 => Kind::Http2(endpoint.slot(options, fresh, connect).await?),
+            HttpVersion::Http2 => Kind::Http2(match endpoint.next(options, fresh) {
+                Next::Use(slot) => slot,
+                // Seldom, and large: boxed, so that not every request carries the room for it.
+                next => Box::pin(endpoint.slot(next, options, connect)).await?,
+            }),
         };
         let checkout = Checkout { kind, endpoint };
         if checkout.is_reused() {

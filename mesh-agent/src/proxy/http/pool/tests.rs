@@ -623,7 +623,8 @@ mod multiplexed {
         eventually("it takes no more", || {
             let endpoint = pool.endpoint(&key);
             let options = ConnectionPool::default();
-            let mut probe = std::pin::pin!(endpoint.slot(&options, false, || async {
+            let next = endpoint.next(&options, false);
+            let mut probe = std::pin::pin!(endpoint.slot(next, &options, || async {
                 Err::<Connected, _>(Reason::Internal)
             }));
             matches!(
