@@ -19,6 +19,7 @@ mod config;
 mod harness;
 mod hbone_peers;
 mod http_basic;
+mod http_bounds;
 mod http_common;
 mod http_resilience;
 mod http_routes;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         harness,
         churn,
         http_basic,
+        http_bounds,
         http_routes,
         http_resilience,
         http_telemetry

@@ -22,6 +22,7 @@ use std::{
     error::Error,
     future::Future,
     net::{IpAddr, SocketAddr},
+    pin::Pin,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -171,10 +172,10 @@ impl<B: RequestBody> Pools<B> {
         key: &PoolKey,
         options: &ConnectionPool,
         fresh: bool,
-        connect: impl FnOnce() -> F,
+        connect: impl FnOnce() -> F + Send,
     ) -> Result<Checkout<B>, Reason>
     where
-        F: Future<Output = Result<Connected, Reason>>,
+        F: Future<Output = Result<Connected, Reason>> + Send,
     {
         let endpoint = self.endpoint(key);
         let kind = match key.version {
@@ -184,14 +185,14 @@ impl<B: RequestBody> Pools<B> {
                     Some(connection) => connection,
                     None => {
                         let making = async { made(connect().await?, &endpoint, options).await };
-                        Box::pin(making).await?
+                        boxed(making).await?
                     }
                 })
             }
             HttpVersion::Http2 => Kind::Http2(match endpoint.next(options, fresh) {
                 Next::Use(slot) => slot,
                 // Seldom, and large: boxed, so that not every request carries the room for it.
-                next => Box::pin(endpoint.slot(next, options, connect)).await?,
+                next => boxed(endpoint.slot(next, options, connect)).await?,
             }),
         };
         let checkout = Checkout { kind, endpoint };
@@ -356,6 +357,13 @@ async fn reap<B: RequestBody>(tables: Arc<Tables<B>>, stirred: Arc<Notify>) {
             () = stirred.notified() => tokio::time::sleep(SWEEP_PAUSE).await,
         }
     }
+}
+
+/// Without its type, which is too deep for the compiler to look through again in every future around it.
+fn boxed<'a, T>(
+    future: impl Future<Output = T> + Send + 'a,
+) -> Pin<Box<dyn Future<Output = T> + Send + 'a>> {
+    Box::pin(future)
 }
 
 async fn made<B: RequestBody>(
