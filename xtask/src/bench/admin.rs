@@ -18,6 +18,12 @@ pub(super) fn services(node: &str) -> Result<usize> {
     Ok(list(node, "services")?.len())
 }
 
+/// How many matches of rules are bound to services.
+pub(super) fn bound_matches(node: &str) -> Result<usize> {
+    // The first of two lists.
+    Ok(list(node, "routes")?.len())
+}
+
 fn list(node: &str, what: &str) -> Result<Vec<Value>> {
     let path = format!("/run/mesh-agent/{node}.sock");
     let mut stream = UnixStream::connect(&path).with_context(|| path.clone())?;

@@ -248,7 +248,7 @@ pub(super) fn version(program: &Path, argument: &str) -> String {
     line.unwrap_or_default().trim().to_owned()
 }
 
-fn wait_listening(what: &str, running: &mut Running, ns: &str, port: u16) -> Result<()> {
+pub(super) fn wait_listening(what: &str, running: &mut Running, ns: &str, port: u16) -> Result<()> {
     wait(&format!("{what} listens"), running, || {
         let mut ss = pinned(PROXY_CPU, ns, "ss");
         let said = sh::output(ss.args(["-Hltn", &format!("sport = :{port}")]))?;

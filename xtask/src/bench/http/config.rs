@@ -59,15 +59,23 @@ fn route(port: u16) -> String {
 "
     );
     format!(
-        "apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {{name: load-{port}, namespace: bench}}
-spec:
-  parentRefs: [{{group: \"\", kind: Service, name: load, port: {port}}}]
-  rules:
+        "{head}  rules:
   - matches: [{{path: {{value: /cart}}, headers: [{{name: x-tier, value: gold}}]}}]
 {to}  - matches: [{{path: {{value: /cart}}, headers: [{{name: x-tier, value: silver}}]}}]
 {to}  - matches: [{{path: {{value: /admin}}}}]
-{to}"
+{to}",
+        head = route_head(&format!("load-{port}"), port)
+    )
+}
+
+/// A route of a port of the service, up to its rules.
+pub(super) fn route_head(name: &str, port: u16) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: {name}, namespace: bench}}
+spec:
+  parentRefs: [{{group: \"\", kind: Service, name: load, port: {port}}}]
+"
     )
 }

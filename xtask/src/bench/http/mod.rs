@@ -4,6 +4,7 @@ mod config;
 pub(super) mod mtls;
 mod peak;
 mod pods;
+mod routes;
 mod subjects;
 mod works;
 
@@ -47,7 +48,9 @@ pub(super) fn run(args: &Args, figures: &mut Figures) -> Result<()> {
         subjects: &list,
         figures,
     };
-    let outcome = works::all(&mut run).and_then(|()| proxies.complete());
+    let outcome = works::all(&mut run)
+        .and_then(|()| routes::run(&mut run))
+        .and_then(|()| proxies.complete());
     drop(proxies);
     bed.keep_logs(outcome.is_err());
     outcome

@@ -10,14 +10,19 @@ use crate::bench::bed::{Bed, batch};
 pub(super) const NODE: &str = "node";
 pub(super) const SERVER: &str = "10.99.0.20";
 pub(super) const MESH_CLIENT: &str = "10.99.0.12";
+pub(super) const ENVOY_ADDRESS: &str = "10.99.0.14";
+/// Pod of an Envoy that only has many routes.
+pub(super) const ROUTES: &str = "routes";
+pub(super) const ROUTES_ADDRESS: &str = "10.99.0.16";
 
 /// Pods and the last byte of their addresses.
-const PODS: [(&str, u8); 6] = [
+const PODS: [(&str, u8); 7] = [
     ("direct", 11),
     ("mesh", 12),
     ("haproxy", 13),
     ("envoy", 14),
     ("nginx", 15),
+    (ROUTES, 16),
     ("server", 20),
 ];
 
