@@ -472,23 +472,27 @@ fn standard_metric_labels() {
     must_echo(client, bed.service("web", false, 80));
     must_be_reset(client, bed.pod("ext").v4(1), Duration::from_secs(3));
     let labels = [
-        ("reporter", "source"),
         ("source_workload", "client"),
         ("source_workload_namespace", NAMESPACE),
         ("destination_workload", "web1"),
         ("destination_service", "web.shop.svc.cluster.local"),
         ("destination_service_name", "web"),
+        ("destination_service_namespace", NAMESPACE),
         ("request_protocol", "tcp"),
         ("response_flags", "-"),
     ];
     eventually_some("the standard metrics", Duration::from_secs(5), || {
         let scrape = bed.agent().metrics();
-        for name in [
-            "istio_tcp_connections_opened_total",
-            "istio_tcp_connections_closed_total",
-        ] {
-            if scrape.sum(name, &labels) < 1.0 {
-                return Err(format!("{name} with {labels:?}"));
+        for reporter in ["source", "destination"] {
+            let mut labels = labels.to_vec();
+            labels.push(("reporter", reporter));
+            for name in [
+                "istio_tcp_connections_opened_total",
+                "istio_tcp_connections_closed_total",
+            ] {
+                if scrape.sum(name, &labels) < 1.0 {
+                    return Err(format!("{name} with {labels:?}"));
+                }
             }
         }
         if scrape.sum(

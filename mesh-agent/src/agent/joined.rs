@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Instant,
 };
@@ -43,6 +43,10 @@ impl Directory for Names {
 
     fn service_by_address(&self, ip: IpAddr) -> Option<ResourceName> {
         Some(self.0.load().service_by_vip(ip)?.name.clone())
+    }
+
+    fn service_in_front(&self, address: SocketAddr) -> Option<ResourceName> {
+        self.0.load().inbound(address)?.reported(None).cloned()
     }
 
     fn policies(&self) -> Option<HashSet<ResourceName>> {

@@ -39,6 +39,22 @@ impl InboundPort {
     }
 }
 
+impl InboundPort {
+    /// The service that traffic to the port is counted for: the one that the client's side names by its host
+    /// (`NAME.NAMESPACE.svc...`), should it stand in front; else the first in the order of names. What a client says is
+    /// thus never more than a choice among those.
+    pub fn reported(&self, said: Option<&str>) -> Option<&ResourceName> {
+        said.and_then(|host| self.services.iter().find(|name| is_host_of(host, name)))
+            .or(self.services.first())
+    }
+}
+
+fn is_host_of(host: &str, name: &ResourceName) -> bool {
+    let rest = host.strip_prefix(&*name.name);
+    let rest = rest.and_then(|rest| rest.strip_prefix('.')?.strip_prefix(&*name.namespace));
+    rest.is_some_and(|rest| rest.starts_with(".svc."))
+}
+
 impl PartialEq for InboundPort {
     fn eq(&self, other: &Self) -> bool {
         let states = |port: &Self| port.limited.iter().map(Arc::as_ptr).collect::<Vec<_>>();
@@ -277,6 +293,27 @@ spec:
         let other = service("a", 1, "name: http-x");
         let again = world.of(&[WORKLOADS, &other, LIMIT]).unwrap();
         assert!(Arc::ptr_eq(&limited.limited[0], &again.limited[0]));
+    }
+
+    #[test]
+    fn traffic_is_counted_for_the_service_that_was_dialled_if_it_stands_in_front() {
+        let world = World::new();
+        let services = [service("a", 1, "name: x"), service("a-b", 2, "name: x")].concat();
+        let port = world.of(&[WORKLOADS, &services]).unwrap();
+        for (said, expected) in [
+            (None, "a"),
+            (Some("a.shop.svc.cluster.local"), "a"),
+            (Some("a-b.shop.svc.cluster.local"), "a-b"),
+            (Some("a-b.shop.svc.other.domain"), "a-b"),
+            (Some("a-b.shop"), "a"),
+            (Some("a-b.shopping.svc.cluster.local"), "a"),
+            (Some("stranger.shop.svc.cluster.local"), "a"),
+            (Some(""), "a"),
+        ] {
+            let found = port.reported(said).map(|name| &*name.name);
+            assert_eq!(found, Some(expected), "{said:?}");
+        }
+        assert_eq!(InboundPort::declared(AppProtocol::Tcp).reported(None), None);
     }
 
     #[test]

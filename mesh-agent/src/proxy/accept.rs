@@ -223,6 +223,8 @@ impl Accepting {
 }
 
 /// What telemetry is told when a connection begins.
+///
+/// `service`: that was dialled. `None`: not known; for the destination it is then the first that stands in front.
 pub(super) fn meta(
     shared: &Shared,
     served: &Served,
@@ -232,14 +234,15 @@ pub(super) fn meta(
     service: Option<ResourceName>,
     app_cookie: u64,
 ) -> ConnMeta {
-    let source = match direction {
+    let (source, service) = match direction {
         // Who dialled is known by the listener, never by the packet.
-        Direction::Outbound => Some(served.pod.name().clone()),
-        Direction::Inbound => shared
-            .catalog
-            .load()
-            .workload_by_address(client.ip())
-            .map(|w| w.name.clone()),
+        Direction::Outbound => (Some(served.pod.name().clone()), service),
+        Direction::Inbound => {
+            let catalog = shared.catalog.load();
+            let source = catalog.workload_by_address(client.ip());
+            let front = || catalog.inbound(original_dst)?.reported(None).cloned();
+            (source.map(|w| w.name.clone()), service.or_else(front))
+        }
     };
     ConnMeta {
         direction,

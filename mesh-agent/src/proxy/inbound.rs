@@ -101,7 +101,20 @@ pub(super) async fn serve_stream(
     let source = incoming.peer.identity.id.clone();
     let destination = incoming.destination();
     let shown = destination.unwrap_or(incoming.peer.dialled);
-    let meta = meta(&shared, &served, Direction::Inbound, client, shown, None, 0);
+    let said = incoming.service();
+    let service = shared.catalog.load().inbound(shown).and_then(|port| {
+        let service = port.reported(said.as_deref());
+        service.cloned()
+    });
+    let meta = meta(
+        &shared,
+        &served,
+        Direction::Inbound,
+        client,
+        shown,
+        service,
+        0,
+    );
     let report = Report::new(shared.telemetry.open(meta), Arc::clone(&served));
     let (identity, baggage) = match shared.catalog.load().workload(served.pod.name()) {
         Some(workload) => (Some(workload.identity.clone()), baggage::of(workload)),

@@ -1,6 +1,10 @@
 //! What telemetry asks of others: names for addresses, and the kernel's records.
 
-use std::{collections::HashSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use mesh_common::ConnRecord;
 
@@ -13,6 +17,10 @@ pub trait Directory: Send + Sync {
     fn workload_by_address(&self, ip: IpAddr) -> Option<ResourceName>;
     /// By virtual address.
     fn service_by_address(&self, ip: IpAddr) -> Option<ResourceName>;
+    /// That stands in front of a port of a workload of this node; of several the first.
+    fn service_in_front(&self, _: SocketAddr) -> Option<ResourceName> {
+        None
+    }
     /// Every AuthorizationPolicy; the series of one that is gone are forgotten. `None`: not known.
     fn policies(&self) -> Option<HashSet<ResourceName>> {
         None

@@ -114,9 +114,10 @@ impl Shared {
             record: *record,
             workload: directory.workload_by_netns(record.netns),
             peer: directory.workload_by_address(remote),
-            service: (!inbound)
-                .then(|| directory.service_by_address(original))
-                .flatten(),
+            service: match inbound {
+                true => directory.service_in_front(record.local.into()),
+                false => directory.service_by_address(original),
+            },
         }
     }
 

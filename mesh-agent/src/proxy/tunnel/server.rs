@@ -25,7 +25,7 @@ use tokio::{
 use super::{
     TunnelOptions, TunnelStream, credentials,
     handshake::accept,
-    headers::{Baggage, TraceParent, client_of, parse_authority},
+    headers::{Baggage, Forwarded, TraceParent, client_of, parse_authority},
     io::{Outgoing, TlsIo},
     life::{self, Windows},
     link::{Idle, Link},
@@ -390,6 +390,12 @@ impl Incoming {
     /// The client that the application is to see.
     pub(in crate::proxy) fn client(&self) -> SocketAddr {
         client_of(self.peer.address, self.header(FORWARDED.as_str()))
+    }
+
+    /// Host of the service that was dialled, as the peer says.
+    pub(in crate::proxy) fn service(&self) -> Option<String> {
+        self.header(FORWARDED.as_str())
+            .and_then(|value| Forwarded::parse(value).host)
     }
 
     /// Resolves when the peer has given the connection up.
