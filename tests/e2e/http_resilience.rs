@@ -200,6 +200,16 @@ fn retries_hide_a_failing_endpoint() {
         }
     }
     assert!(good.requests() >= 120);
+    // What is shown of it is what its failures took, and not what they cost it.
+    let at = bench.mesh.pod("web1").v4(target("hidden")).to_string();
+    let endpoints = bench.endpoints("hidden");
+    let shown = endpoints.iter().find(|e| e["address"] == at).unwrap();
+    let micros = |field: &str| shown[field].as_u64().unwrap_or_else(|| panic!("{shown}"));
+    let (took, expected) = (micros("latency_us"), micros("expected_latency_us"));
+    assert!(
+        (1..20_000_000).contains(&took) && expected > 30_000_000,
+        "{shown}"
+    );
     let made = bench.metric(
         "mesh_request_retries_total",
         "hidden",

@@ -137,10 +137,8 @@ fn detail(
         effective_weight: f64::from(of.weight) * share,
         connections: state.in_flight(),
         requests: state.requests_in_flight(),
-        latency_us: state
-            .load(now)
-            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-            .map(|latency| u64::try_from(latency.as_micros()).unwrap_or(u64::MAX)),
+        latency_us: state.measured_latency().and_then(micros),
+        expected_latency_us: state.load(now).and_then(micros),
         breaker: match has_breaker {
             true => breaker(breaker_state),
             false => "none".to_owned(),
@@ -158,6 +156,11 @@ fn detail(
         last_error: failure.as_ref().map(|f| f.error.to_string()),
         last_error_unix_ms: failure.map(|f| moment.unix_ms(f.at)),
     }
+}
+
+fn micros(seconds: f64) -> Option<u64> {
+    let latency = Duration::try_from_secs_f64(seconds).ok()?;
+    Some(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Rounded, so that a reader is not shown more than there is.

@@ -7,7 +7,7 @@
 use super::{Target, candidates::Candidates, maglev};
 
 /// 3/2: the load that a target may carry, by the average.
-const BOUND: (u128, u128) = (3, 2);
+pub(crate) const BOUND: (u128, u128) = (3, 2);
 
 impl<T: Target> Candidates<'_, T> {
     /// The next in the order of the key that has a slot.

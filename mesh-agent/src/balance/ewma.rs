@@ -75,6 +75,36 @@ impl PeakEwma {
     }
 }
 
+/// What an endpoint's answers really took, for people to read: the mean of the first samples, then an average that forgets
+/// with [`DECAY`]. Neither failures nor silence change it by what they might mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measured {
+    last: Option<Sample>,
+    samples: u32,
+}
+
+impl Measured {
+    pub fn observe(&mut self, latency: Duration, now: Instant) {
+        let seen = latency.as_secs_f64();
+        self.samples = self.samples.saturating_add(1);
+        let (average, at) = match self.last {
+            Some(last) => {
+                // The first ones often come within moments, when no time has passed that could make the older ones fade.
+                let weight = (1.0 - last.remains(now)).max(1.0 / f64::from(self.samples));
+                let average = last.average + weight * (seen - last.average);
+                (average, last.at.max(now))
+            }
+            None => (seen, now),
+        };
+        self.last = Some(Sample { average, at });
+    }
+
+    /// Seconds; `None` before the first sample.
+    pub fn seconds(&self) -> Option<f64> {
+        self.last.map(|last| last.average)
+    }
+}
+
 impl Sample {
     /// The part of its weight that it still has: 1 - alpha.
     fn remains(&self, now: Instant) -> f64 {

@@ -36,7 +36,9 @@ use std::{
 };
 
 pub use candidates::Candidates;
-pub use ewma::{DECAY, PeakEwma};
+#[cfg(test)]
+pub(crate) use consistent_hash::BOUND as LOAD_BOUND;
+pub use ewma::{DECAY, Measured, PeakEwma};
 pub use key::{client_key, endpoint_key, hash_key};
 pub use slow_start::{AGGRESSION, slow_start_share};
 

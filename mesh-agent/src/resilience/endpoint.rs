@@ -14,7 +14,10 @@ use super::{
     breaker::Transition,
     moment::{AtomicMoment, instant, nanos},
 };
-use crate::{balance::PeakEwma, model::CircuitBreaker};
+use crate::{
+    balance::{Measured, PeakEwma},
+    model::CircuitBreaker,
+};
 
 /// Why the endpoint last failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +59,14 @@ pub struct EndpointState {
     state: AtomicU64,
     /// Requests have been sent to it.
     has_requests: AtomicBool,
-    latency: Mutex<PeakEwma>,
+    latency: Mutex<Latency>,
     inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Latency {
+    peak: PeakEwma,
+    measured: Measured,
 }
 
 const CLOSED: u64 = 0;
@@ -138,12 +147,19 @@ impl EndpointState {
     /// An answer, or a failure to give one, came after `latency`. `ok` is false for whatever is not a
     /// [`super::Verdict::Success`].
     pub fn observe(&self, latency: Duration, ok: bool, now: Instant) {
-        lock(&self.latency).observe(latency, ok, now);
+        let mut of = lock(&self.latency);
+        of.peak.observe(latency, ok, now);
+        of.measured.observe(latency, now);
     }
 
-    /// Seconds that an answer is expected to take; `None` before the first.
+    /// Seconds that an answer is expected to take, failures counted as slow ones; `None` before the first.
     pub fn load(&self, now: Instant) -> Option<f64> {
-        lock(&self.latency).load(now)
+        lock(&self.latency).peak.load(now)
+    }
+
+    /// Seconds that answers have really taken of late; `None` before the first.
+    pub fn measured_latency(&self) -> Option<f64> {
+        lock(&self.latency).measured.seconds()
     }
 
     pub fn health(&self) -> Health {

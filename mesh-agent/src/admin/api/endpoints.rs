@@ -37,8 +37,12 @@ pub struct EndpointDetail {
     /// In flight from this node.
     pub connections: u32,
     pub requests: u32,
-    /// How long it is expected to take to answer, microseconds: the decayed peak of what it took. `None`: nothing was seen.
+    /// How long its answers took of late, failures too, microseconds. `None`: nothing was seen.
     pub latency_us: Option<u64>,
+    /// What `peak_ewma` compares, microseconds: the decayed peak of what answers took, where a failure counts as a slow
+    /// one. Of a failing endpoint this is a penalty, nothing that was measured.
+    #[serde(default)]
+    pub expected_latency_us: Option<u64>,
     /// `closed` (it takes traffic), `open` or `half-open`; `none` without a breaker.
     pub breaker: String,
     /// Milliseconds since the epoch: when an open breaker lets a probe through.

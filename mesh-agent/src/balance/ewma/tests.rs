@@ -127,3 +127,24 @@ fn a_fast_refusal_is_slower_than_a_slow_answer() {
     }
     assert_eq!(failures, 3);
 }
+
+/// A failing endpoint's penalty grows to a minute; what is shown stays what was measured.
+#[test]
+fn failures_do_not_change_what_was_measured() {
+    let mut now = Instant::now();
+    let (mut peak, mut measured) = (PeakEwma::default(), Measured::default());
+    assert_eq!(measured.seconds(), None);
+    for n in 0..50u32 {
+        now += MS;
+        let took = MS * (1 + n % 3);
+        peak.observe(took, false, now);
+        measured.observe(took, now);
+    }
+    assert!(peak.load(now).unwrap() > 59.0);
+    let shown = measured.seconds().unwrap();
+    assert!((0.0015..0.0025).contains(&shown), "{shown}");
+    // It does not fade while nothing is heard, and follows what comes then.
+    assert_eq!(measured.seconds(), Some(shown));
+    measured.observe(MS * 500, now + 10 * DECAY);
+    assert!(measured.seconds().unwrap() > 0.49);
+}
