@@ -35,6 +35,8 @@ pub struct Candidates<'a, T> {
     health: Option<Health>,
     worst: Option<Usability>,
     skipped: Option<Usability>,
+    /// What comes now is for a retry.
+    retries: bool,
     panic_turned: Option<bool>,
     /// The ring at hand, and the rings that are done with or at hand, by bit.
     pub(super) ring: usize,
@@ -74,6 +76,7 @@ impl<'a, T: Target> Candidates<'a, T> {
             health: None,
             worst: None,
             skipped: None,
+            retries: false,
             panic_turned: None,
             ring: 0,
             tried: 0,
@@ -100,6 +103,12 @@ impl<'a, T: Target> Candidates<'a, T> {
     /// Panic began (true) or ended (false), and this choice is the first to know.
     pub fn panic_turned(&mut self) -> Option<bool> {
         self.panic_turned.take()
+    }
+
+    /// The candidate that came last is really tried: those that follow are for retries, and take no turns. One that is
+    /// not tried, because its breaker or a limit is against it, hands its turn on to the next instead.
+    pub fn tried(&mut self) {
+        self.retries = true;
     }
 
     /// The best of what was left out so far: why there are no (more) candidates.
@@ -146,6 +155,9 @@ impl<'a, T: Target> Candidates<'a, T> {
         }
         let ranked = match (self.balancer.strategy, self.hash) {
             (Strategy::ConsistentHash, Some(key)) => self.by_hash(key),
+            // Of retries the neighbour of one that fails would get all, so they go to anybody.
+            (Strategy::RoundRobin, _) if self.retries => self.any_open(None),
+            (Strategy::WeightedRoundRobin, _) if self.retries => self.any_by_weight(),
             (Strategy::RoundRobin, _) => self.in_turn(),
             _ if self.seen.len() >= RANKED => self.any_by_weight(),
             (Strategy::WeightedRoundRobin, _) => self
@@ -162,8 +174,8 @@ impl<'a, T: Target> Candidates<'a, T> {
         ranked.or_else(|| self.walk())
     }
 
-    /// The next in turn. A further candidate takes a further turn, so that the share of an ejected endpoint falls to
-    /// all others alike and not to its neighbour.
+    /// The next in turn. While nobody was tried a further candidate takes a further turn, so that the share of an ejected
+    /// endpoint falls to all others alike and not to its neighbour.
     fn in_turn(&mut self) -> Option<usize> {
         self.position = Some(self.group().turn());
         self.walk()

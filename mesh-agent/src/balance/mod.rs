@@ -1,8 +1,9 @@
 //! Choice of endpoints: pure, no I/O, no clock.
 //!
 //! A strategy is an ordered iterator of candidates ([`Candidates`]): what is ejected or unhealthy is left out, and the
-//! next attempt takes the next one. The first candidate costs O(1) (O(log n) for weighted round robin and random, O(n)
-//! only for session affinity) and allocates nothing.
+//! next attempt takes the next one, without a turn of its own ([`Candidates::tried`]): the shares that the strategies
+//! promise are those of first attempts, whatever fails. The first candidate costs O(1) (O(log n) for weighted round robin
+//! and random, O(n) only for session affinity) and allocates nothing.
 //!
 //! ```text
 //! Pick -> Rings (locality: node, zone, others) -> Group (strategy among the targets of one ring) -> Candidates

@@ -213,6 +213,35 @@ proptest! {
         }
     }
 
+    /// Whatever fails and is tried again: no first attempt comes sooner or later for it.
+    #[test]
+    fn retries_take_no_turns(
+        weights in prop::collection::vec(1u32..6, 2..7),
+        retries in prop::collection::vec(0usize..8, 60),
+        failing in 0usize..2,
+        seed: u64,
+    ) {
+        for strategy in [Strategy::RoundRobin, Strategy::WeightedRoundRobin] {
+            let mut undisturbed = Bench::new(&policy(strategy), hosts(&weights), seed);
+            let mut bench = Bench::new(&policy(strategy), hosts(&weights), seed);
+            for retries in &retries {
+                let expected = undisturbed.choose(|_| true);
+                let mut candidates = bench.ask(Pick::at(bench.now));
+                let first = candidates.next();
+                prop_assert_eq!(first, Some(expected), "{:?} {:?}", strategy, &weights);
+                candidates.tried();
+                let wanted = if expected == failing { *retries } else { 0 };
+                let mut others: Vec<_> = candidates.take(wanted).collect();
+                let all = others.len();
+                prop_assert_eq!(all, wanted.min(weights.len() - 1));
+                others.retain(|other| *other != expected);
+                others.sort_unstable();
+                others.dedup();
+                prop_assert_eq!(others.len(), all, "each comes once");
+            }
+        }
+    }
+
     #[test]
     fn who_comes_back_gets_no_burst(weights in prop::collection::vec(1u32..6, 2..7), seed: u64) {
         let mut bench = Bench::new(&policy(Strategy::WeightedRoundRobin), hosts(&weights), seed);
@@ -269,6 +298,30 @@ proptest! {
             let expected: Vec<_> = order.into_iter().filter(|&k| k != gone_key).collect();
             prop_assert_eq!(after, expected);
         }
+    }
+}
+
+/// One of four always fails, and every failure is tried again: the other three share that alike, whoever stands next to it.
+#[test]
+fn retries_are_spread_over_the_others() {
+    for strategy in [Strategy::RoundRobin, Strategy::WeightedRoundRobin] {
+        let mut bench = Bench::new(&policy(strategy), hosts(&[1; 4]), 3);
+        let mut counts = [0usize; 4];
+        let mut again = [0usize; 4];
+        for _ in 0..12_000 {
+            let mut candidates = bench.ask(Pick::at(bench.now));
+            let first = candidates.next().unwrap();
+            candidates.tried();
+            counts[first] += 1;
+            if first == 1 {
+                again[candidates.next().unwrap()] += 1;
+            }
+        }
+        assert_eq!(counts, [3_000; 4], "{strategy:?}");
+        assert!(
+            again[1] == 0 && [0, 2, 3].iter().all(|i| again[*i].abs_diff(1_000) < 120),
+            "{strategy:?}: {again:?}"
+        );
     }
 }
 

@@ -45,7 +45,7 @@ impl<T: Target> Candidates<'_, T> {
     }
 
     /// A random target that may be taken, other than `except`.
-    fn any_open(&mut self, except: Option<usize>) -> Option<usize> {
+    pub(super) fn any_open(&mut self, except: Option<usize>) -> Option<usize> {
         let len = self.group().len();
         // Seldom more than one draw. The walk, which favours who stands behind a row of ejected ones, is for when nearly
         // all are.

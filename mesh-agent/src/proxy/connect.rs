@@ -315,7 +315,7 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// Takes a turn of the balancer for each that it looks at, so it is not to be asked ahead.
+    /// To be tried, so it is not to be asked ahead.
     fn next(&mut self) -> Option<Candidate> {
         let policy = &self.upstream.service.traffic;
         while let Some(index) = self.candidates.next() {
@@ -335,6 +335,7 @@ impl<'a> Choice<'a> {
                 }
                 continue;
             };
+            self.candidates.tried();
             return Some(Candidate {
                 index,
                 attempt,

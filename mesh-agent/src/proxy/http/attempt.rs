@@ -87,6 +87,8 @@ pub(super) struct Attempts<'a> {
     candidates: Candidates<'a, UpstreamEndpoint>,
     /// Goes before them: chosen already.
     first: Option<usize>,
+    /// The same, from then on.
+    begun_with: Option<usize>,
     /// How many the iterator has given; when it is through all it starts again.
     looked_at: usize,
     /// Why there was no endpoint: see [`Attempts::choose`].
@@ -144,6 +146,7 @@ impl<'a> Attempts<'a> {
             upgrade,
             hash,
             first: None,
+            begun_with: None,
             looked_at: 0,
             failure: Reason::NoEndpoints,
             count: 0,
@@ -155,6 +158,7 @@ impl<'a> Attempts<'a> {
     pub(super) fn begin_with(&mut self, endpoint: SocketAddr) {
         let mut endpoints = self.upstream.endpoints.iter();
         self.first = endpoints.position(|known| known.endpoint.address == endpoint);
+        self.begun_with = self.first;
     }
 
     /// Tries until there is an answer for the client.
@@ -397,7 +401,14 @@ impl<'a> Attempts<'a> {
     fn choose(&mut self) -> Option<Candidate> {
         let upstream = self.upstream;
         let policy = &upstream.service.traffic;
-        while let Some(index) = self.first.take().or_else(|| self.candidates.next()) {
+        loop {
+            let first = self.first.take();
+            let Some(index) = first.or_else(|| self.candidates.next()) else {
+                break;
+            };
+            if first.is_none() && self.begun_with == Some(index) {
+                continue;
+            }
             self.looked_at += 1;
             let state = &upstream.endpoints[index].state;
             let breaker = policy.breaker.as_ref();
@@ -421,6 +432,7 @@ impl<'a> Attempts<'a> {
                 }
                 continue;
             };
+            self.candidates.tried();
             return Some(Candidate {
                 index,
                 attempt,
@@ -439,6 +451,10 @@ impl<'a> Attempts<'a> {
     /// All were looked at: a retry may go to one that failed before.
     fn begin_again(&mut self) {
         self.candidates = candidates(self.outbound, self.upstream, self.hash);
+        if self.count > 0 {
+            self.candidates.tried();
+        }
+        self.begun_with = None;
         self.looked_at = 0;
     }
 
