@@ -6,7 +6,7 @@ use std::{process::Command, sync::Arc, time::Duration};
 use mesh_tests::{
     Mesh, Pod, agent,
     command::Process,
-    eventually, eventually_some,
+    config, eventually, eventually_some,
     http::{Ask, Connection, HttpServer, Speaks, pattern},
     runner::Shared,
     tests,
@@ -26,6 +26,7 @@ tests! {
     traces_go_on,
     tap_shows_requests_live,
     routes_are_listed_in_order,
+    explain_follows_a_request_through_its_route,
 }
 
 pub(crate) fn teardown() {
@@ -39,6 +40,14 @@ struct Bench {
 
 const WEB: u8 = 1;
 const ROUTED: u8 = 2;
+const EXPLAINED: u8 = 4;
+
+const SPLIT: &str = "{name: slow, matches: [{path: {value: /slow}}], timeouts: {request: 7s, backendRequest: 3s}, \
+    retry: {attempts: 4, codes: [500, 503]}, backendRefs: [{name: stable, port: 80, weight: 3}, {name: canary, port: 80, weight: 1}]}, \
+    {name: away, matches: [{path: {value: /away}}], filters: [{type: RequestRedirect, requestRedirect: {statusCode: 301, path: {type: ReplaceFullPath, replaceFullPath: /}}}]}";
+
+const STABLE: &str = "  timeouts: {request: 20s, idle: 90s}\n  limits: {maxRequests: 11, maxConnectionsPerEndpoint: 5}\n  \
+    circuitBreaker: {failureThreshold: 6, maxEjectionPercent: 40}\n  rateLimits: [{name: all, requests: 70, per: 2s}]";
 
 /// `client` on one node, `web` on another.
 fn bench() -> Arc<Bench> {
@@ -59,6 +68,14 @@ fn bench() -> Arc<Bench> {
                      {name: exact, matches: [{path: {type: Exact, value: /exact}}], backendRefs: [{name: web, port: 80}]}, \
                      {name: long, matches: [{path: {value: /long}}], backendRefs: [{name: web, port: 80}]}",
                 ),
+            )
+            .file("explained.yaml", &service("shop", "explained", EXPLAINED, "web", &[(80, 8090, "http")]))
+            .file("stable.yaml", &service("shop", "stable", EXPLAINED + 1, "web", &[(80, 8091, "http")]))
+            .file("canary.yaml", &service("shop", "canary", EXPLAINED + 2, "nobody", &[(80, 8092, "http")]))
+            .file("stable-traffic.yaml", &config::traffic_policy("shop", "stable", STABLE))
+            .file(
+                "explained-route.yaml",
+                &route("HTTPRoute", "shop", "split", "explained", SPLIT),
             )
             .file(
                 "rejected.yaml",
@@ -359,4 +376,106 @@ fn routes_are_listed_in_order() {
     let all = agent.json(&["routes"]).to_string();
     assert!(all.contains("NoMatchingParent"), "{all}");
     assert!(all.contains("no-parent"), "{all}");
+}
+
+/// The rule that the request takes, its backends, and what holds for it on the way: the route's word before the service's.
+fn explain_follows_a_request_through_its_route() {
+    let bench = bench();
+    let agent = bench.mesh.agent_of("client");
+    let explained = |path: &str| {
+        agent.json(&[
+            "explain",
+            "shop/client",
+            "shop/explained:80",
+            "--path",
+            path,
+        ])
+    };
+    let said = explained("/slow/x");
+    assert_eq!(
+        (&said["captured"], &said["protocol"], &said["service"]),
+        (&true.into(), &"http".into(), &"shop/explained".into()),
+        "{said}"
+    );
+    let route = &said["route"];
+    assert_eq!(
+        (&route["rule"], &route["rule_name"], &route["matches"]),
+        (
+            &"HTTPRoute/shop/split#0".into(),
+            &"slow".into(),
+            &"/slow/*".into()
+        ),
+        "{said}"
+    );
+    let backends: Vec<_> = route["backends"].as_array().unwrap().iter().collect();
+    let backend = |b: &Value| {
+        let name = b["name"].as_str().unwrap().to_owned();
+        (name, b["weight"].as_u64(), b["endpoints"].as_u64())
+    };
+    assert_eq!(
+        backends.into_iter().map(backend).collect::<Vec<_>>(),
+        [
+            ("shop/stable:80".to_owned(), Some(3), Some(1)),
+            ("shop/canary:80".to_owned(), Some(1), Some(0)),
+        ],
+        "{said}"
+    );
+    let traffic: Vec<_> = said["traffic"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|line| line.as_str().unwrap())
+        .collect();
+    for line in [
+        "timeouts: request 7s, attempt 3s, idle 1m30s",
+        "limits: 11 requests, 5 connections per endpoint",
+        "circuit breaker: opens after 6 failures in a row, at most 40 % of the endpoints",
+        "rate limit all: 70 in 2s, at the destination",
+    ] {
+        assert!(traffic.contains(&line), "no {line:?} in {traffic:?}");
+    }
+    let retries = traffic.iter().find(|line| line.starts_with("retries: "));
+    let retries = retries.unwrap_or_else(|| panic!("{traffic:?}"));
+    assert!(
+        retries.starts_with("retries: up to 4 of idempotent methods, on ")
+            && retries.ends_with("500, 503"),
+        "{retries}"
+    );
+    let candidates = said["candidates"].as_array().unwrap();
+    assert_eq!(candidates.len(), 1, "{said}");
+    assert_eq!(
+        (
+            &candidates[0]["address"],
+            &candidates[0]["workload"],
+            &candidates[0]["transport"]["kind"]
+        ),
+        (
+            &bench.mesh.pod("web").v4(8091).to_string().into(),
+            &"shop/web".into(),
+            &"hbone".into()
+        ),
+        "{said}"
+    );
+    assert_eq!(said["verdict"]["allowed"], true, "{said}");
+    // A rule that answers by itself, and a request that no rule takes.
+    let said = explained("/away");
+    assert_eq!(said["route"]["rule_name"], "away", "{said}");
+    assert_eq!(said["route"]["filters"][0], "redirect 301 /", "{said}");
+    assert!(said["candidates"].as_array().unwrap().is_empty(), "{said}");
+    assert_eq!(said["verdict"]["allowed"], true, "{said}");
+    let said = explained("/elsewhere");
+    assert_eq!(said["verdict"]["reason"], "route_not_found", "{said}");
+    assert!(said["route"].is_null(), "{said}");
+    // For people, the same.
+    let out = agent.cli(&[
+        "explain",
+        "shop/client",
+        "shop/explained:80",
+        "--path",
+        "/slow/x",
+    ]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    for word in ["slow", "shop/stable:80", "request 7s", "up to 4"] {
+        assert!(text.contains(word), "no {word:?} in {text}");
+    }
 }
