@@ -30,6 +30,8 @@ tests! {
     reasons_are_the_same_everywhere(deadline = 120),
     fast_429_is_passed_on,
     dropped_idle_connections_are_not_noticed,
+    posts_do_not_meet_connections_that_are_closed(deadline = 120),
+    a_server_that_is_gone_is_passed_by(deadline = 120),
     limit_of_requests,
     config_changes_under_load(deadline = 180),
     endpoints_come_and_go_under_load(deadline = 180),
@@ -91,6 +93,9 @@ const SERVICES: &[(&str, &str, &str)] = &[
     ("edited", "web", ""),
     ("moving", "come", ""),
     ("lasting", "web", ""),
+    ("posts", "web", ""),
+    ("gone", "web", ""),
+    ("gone-alone", "solo", ""),
 ];
 
 const POSTED: &str = "  retries: {attempts: 3, codes: [500, 503], on: [connect-failure, reset, refused-stream], budget: {percent: 100}}";
@@ -239,7 +244,7 @@ fn a_refusing_endpoint_is_passed_by() {
     }
 }
 
-/// Connections are new here: what breaks on one that was idle is sent again, whatever it is.
+/// On new connections, and on one that was idle before: the server has read it and may have carried it out.
 fn a_post_is_not_sent_twice() {
     let bench = bench();
     for (name, mode, expected) in [
@@ -271,6 +276,25 @@ fn a_post_is_not_sent_twice() {
             let answer = ask(bench.client(), address(name), speaks, &request);
             assert_eq!(answer.status, expected, "{mode:?} {speaks:?}: {answer:?}");
             assert_eq!(sent(&path), 4, "{mode:?} {speaks:?}");
+            if mode != Mode::Reset {
+                continue;
+            }
+            let mut kept = Connection::open(bench.client(), address(name), speaks).unwrap();
+            for n in 0..4 {
+                for server in &servers {
+                    server.set(Mode::Normal);
+                }
+                for _ in &servers {
+                    assert_eq!(kept.send(&Ask::post("/first", "x")).unwrap().status, 200);
+                }
+                for server in &servers {
+                    server.set(mode);
+                }
+                let path = format!("/idle/{n}/{speaks:?}");
+                let answer = kept.send(&Ask::post(&path, "once")).unwrap();
+                assert_eq!(answer.status, expected, "{mode:?} {speaks:?}: {answer:?}");
+                assert_eq!(sent(&path), 1, "{mode:?} {speaks:?} on one that was idle");
+            }
         }
     }
 }
@@ -529,6 +553,104 @@ fn dropped_idle_connections_are_not_noticed() {
         );
     }
     assert!(servers.iter().all(|s| s.connections() > 10), "{}", pod.name);
+}
+
+/// Servers close what rests; a POST that comes just then is neither lost nor carried out twice.
+fn posts_do_not_meet_connections_that_are_closed() {
+    let bench = bench();
+    let servers = ["web1", "web2"].map(|pod| bench.server(pod, "posts"));
+    let owner = mesh_tests::runner::current();
+    // Milliseconds between the requests of a client: about the server's patience, or above what the agent trusts any
+    // server with, when the server answers with a reset.
+    for (mode, pauses) in [
+        (
+            Mode::KeepAlive(300),
+            &[5, 290, 295, 298, 300, 302, 305, 310, 150, 400][..],
+        ),
+        (Mode::Forgets(1500), &[5, 1600, 1600, 5]),
+    ] {
+        for server in &servers {
+            server.set(mode);
+        }
+        std::thread::scope(|scope| {
+            for client in 0..6 {
+                let servers = &servers;
+                scope.spawn(move || {
+                    mesh_tests::runner::adopt(owner);
+                    let bench = self::bench();
+                    let to = address("posts");
+                    let mut kept = Connection::open(bench.client(), to, Speaks::Http1).unwrap();
+                    for (n, pause) in pauses.iter().enumerate() {
+                        let path = format!("/{mode:?}/{client}/{n}");
+                        let answer = kept.send(&Ask::post(&path, "once")).unwrap();
+                        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+                        let seen: usize = servers.iter().map(|s| s.seen(&path).len()).sum();
+                        assert_eq!(seen, 1, "{path}");
+                        // What the client does, not what the test waits for.
+                        std::thread::sleep(Duration::from_millis(*pause + client));
+                    }
+                });
+            }
+        });
+    }
+    let all: u64 = servers.iter().map(HttpServer::connections).sum();
+    assert!(all > 12, "{all} connections: none was closed");
+}
+
+/// Its agent finds out with the request in its hands: nothing was sent to the application, so another gets it.
+fn a_server_that_is_gone_is_passed_by() {
+    let bench = bench();
+    let agent = bench.mesh.agent_of("client");
+    let _stays = bench.server("web2", "gone");
+    for speaks in BOTH {
+        for round in 0..3 {
+            let goes = bench.server("web1", "gone");
+            let mut kept = Connection::open(bench.client(), address("gone"), speaks).unwrap();
+            let asked = |kept: &mut Connection, n: usize| {
+                let id = id("gone");
+                let request = match n % 3 {
+                    0 => Ask::post("/", "a body"),
+                    _ => Ask::get("/"),
+                };
+                let answer = kept.send(&request.header("x-request-id", &id)).unwrap();
+                assert_eq!(answer.status, 200, "{speaks:?} {round} {n}: {answer:?}");
+                (answer.pod(), id)
+            };
+            for n in 0..6 {
+                asked(&mut kept, n);
+            }
+            assert!(goes.requests() > 0, "{speaks:?}: it was not asked");
+            drop(goes);
+            let mut passed = 0;
+            for n in 0..6 {
+                let (pod, id) = asked(&mut kept, n);
+                assert_eq!(pod, "web2");
+                let line = log_line(agent, "outbound", &id);
+                assert_eq!(field(&line, "reason"), "completed", "{line}");
+                passed += u32::from(field(&line, "attempts") != "1");
+            }
+            assert!(passed > 0, "{speaks:?}: nobody met the one that is gone");
+        }
+    }
+    // Nobody else is there: the client hears why, and so does the log.
+    let alone = bench.server("solo", "gone-alone");
+    for speaks in BOTH {
+        let mut kept = Connection::open(bench.client(), address("gone-alone"), speaks).unwrap();
+        assert_eq!(kept.send(&Ask::get("/")).unwrap().status, 200);
+    }
+    drop(alone);
+    for speaks in BOTH {
+        let id = id("alone");
+        let request = Ask::get("/").header("x-request-id", &id);
+        let answer = ask(bench.client(), address("gone-alone"), speaks, &request);
+        assert_eq!(
+            (answer.status, answer.reason().as_deref()),
+            (502, Some("unreachable_by_peer")),
+            "{speaks:?}: {answer:?}"
+        );
+        let line = log_line(agent, "outbound", &id);
+        assert_eq!(field(&line, "reason"), "unreachable_by_peer", "{line}");
+    }
 }
 
 fn limit_of_requests() {

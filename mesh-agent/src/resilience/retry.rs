@@ -3,8 +3,9 @@
 //! Without any policy a request is repeated only where no server has begun with it:
 //! - the connect failed, so nothing was sent, and another endpoint is left to try: that one is next, at once. This is
 //!   the search for an endpoint and no retry: it ends when there is no other endpoint, or with the connect deadline.
-//! - once in its life, on a fresh connection: the connection was idle before and broke before a byte came back (it was
-//!   stale), or the server refused the stream (REFUSED_STREAM, GOAWAY).
+//! - once in its life, on a fresh connection: nothing was written of it, or the server refused the stream
+//!   (REFUSED_STREAM, GOAWAY); and of an idempotent one, the connection was idle before and broke before a byte came back
+//!   (it was stale, most likely, but the server may have read the request: RFC 9110 9.2.2, docs/adr/0012).
 //!
 //! None of these counts as a retry or costs the budget, and they are the same with a policy. What a policy lists is
 //! repeated on top of them, within its number of attempts and the service's budget.
@@ -114,6 +115,11 @@ impl<'p> Retries<'p> {
         })
     }
 
+    /// Whether it does no harm to send it again when it may have been carried out.
+    pub fn is_repeatable(&self) -> bool {
+        self.idempotent || self.policy.is_some_and(|policy| policy.non_idempotent)
+    }
+
     /// Retries made, those outside of the count left out.
     pub fn made(&self) -> u32 {
         self.made
@@ -133,7 +139,7 @@ impl<'p> Retries<'p> {
         if *outcome == Outcome::NotConnected && about.another {
             return Next::NextEndpoint;
         }
-        if outcome.begs_for_a_fresh_connection() && !self.refreshed {
+        if self.begs_for_a_fresh_connection(outcome) && !self.refreshed {
             self.refreshed = true;
             return Next::FreshConnection;
         }
@@ -170,7 +176,7 @@ impl<'p> Retries<'p> {
 
     fn is_retryable(&self, policy: &RetryPolicy, outcome: &Outcome) -> bool {
         let conditions = &policy.conditions;
-        let repeatable = self.idempotent || policy.non_idempotent;
+        let repeatable = self.is_repeatable();
         match *outcome {
             Outcome::NotConnected => conditions.connect_failure,
             Outcome::StreamRefused => conditions.refused_stream,
@@ -190,6 +196,16 @@ impl<'p> Retries<'p> {
         }
     }
 
+    fn begs_for_a_fresh_connection(&self, outcome: &Outcome) -> bool {
+        match outcome {
+            Outcome::StreamRefused => true,
+            Outcome::Broken { idle, nothing_sent } => {
+                *nothing_sent || (*idle && self.is_repeatable())
+            }
+            _ => false,
+        }
+    }
+
     /// Exponential with full jitter above the least wait: from `base` up to its doubling at the first retry, its
     /// fourfold at the second, and so on, up to `max`.
     fn backoff(&self, backoff: Backoff, random: f64) -> Duration {
@@ -199,16 +215,6 @@ impl<'p> Retries<'p> {
             .saturating_mul(1u32.checked_shl(doublings).unwrap_or(u32::MAX))
             .min(backoff.max.max(backoff.base));
         backoff.base + (ceiling - backoff.base).mul_f64(random.clamp(0.0, 1.0))
-    }
-}
-
-impl Outcome {
-    fn begs_for_a_fresh_connection(&self) -> bool {
-        match self {
-            Self::StreamRefused => true,
-            Self::Broken { idle, nothing_sent } => *idle || *nothing_sent,
-            _ => false,
-        }
     }
 }
 

@@ -26,7 +26,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -62,6 +62,11 @@ pub enum Mode {
     Delay(u64),
     /// As the path says, and closes the connection so many milliseconds after the answer, without saying so.
     DropIdle(u64),
+    /// As the path says, and closes a connection that waited so many milliseconds for its next request.
+    KeepAlive(u64),
+    /// As the path says, but resets a connection on which a request comes after so many milliseconds: the request crosses
+    /// the end of a connection that rested, and the application never sees it.
+    Forgets(u64),
 }
 
 /// A request as it came.
@@ -92,6 +97,10 @@ struct State {
 struct Link {
     end: Notify,
     reset: AtomicBool,
+    /// Requests that came on it.
+    requests: AtomicU64,
+    /// When the last answer was made.
+    answered: Mutex<Option<Instant>>,
 }
 
 impl Link {
@@ -264,6 +273,14 @@ async fn answer(
     state: &Arc<State>,
     link: &Arc<Link>,
 ) -> Response<Frames> {
+    let mode = *lock(&state.mode);
+    link.requests.fetch_add(1, Ordering::Relaxed);
+    let rested = lock(&link.answered).map(|at| at.elapsed());
+    if let (Mode::Forgets(millis), Some(rested)) = (mode, rested)
+        && rested >= Duration::from_millis(millis)
+    {
+        return reset(link).await;
+    }
     state.requests.fetch_add(1, Ordering::Relaxed);
     let path = request
         .uri()
@@ -282,7 +299,6 @@ async fn answer(
             peer,
         });
     }
-    let mode = *lock(&state.mode);
     let mut waits = Waits(state, false);
     let head = request.method() == http::Method::HEAD;
     let mut response = match mode {
@@ -303,9 +319,22 @@ async fn answer(
             });
             response
         }
-        Mode::Normal => by_path(request, &path, peer, state, link).await,
+        Mode::KeepAlive(millis) => {
+            let response = by_path(request, &path, peer, state, link).await;
+            let link = Arc::clone(link);
+            let so_far = link.requests.load(Ordering::Relaxed);
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+                if link.requests.load(Ordering::Relaxed) == so_far {
+                    link.break_off(false);
+                }
+            });
+            response
+        }
+        Mode::Normal | Mode::Forgets(_) => by_path(request, &path, peer, state, link).await,
     };
     waits.1 = true;
+    *lock(&link.answered) = Some(Instant::now());
     if head && let Some(size) = response.body().size {
         // hyper leaves the body out for HTTP/1 only.
         response.headers_mut().insert("content-length", size.into());

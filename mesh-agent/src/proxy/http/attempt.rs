@@ -21,7 +21,7 @@ use super::{
     headers::{self, Hop},
     outbound::{Destination, Ended, Outbound},
     plan::Plan,
-    pool::{PoolKey, SendFailed, UpstreamBody},
+    pool::{PoolKey, SendFailed, Take, UpstreamBody},
     reply::Refusal,
     upgrade::Upgrade,
 };
@@ -207,7 +207,12 @@ impl<'a> Attempts<'a> {
             if !std::mem::replace(&mut charged, true) {
                 self.charge(index)?;
             }
-            let mut tried = self.attempt(index, fresh, &attempt, guard).await;
+            let take = match fresh {
+                true => Take::New,
+                false if self.retries.is_repeatable() => Take::Any,
+                false => Take::Young,
+            };
+            let mut tried = self.attempt(index, take, &attempt, guard).await;
             if let Tried::Failed {
                 reason: Reason::ConnectionLimit,
                 ..
@@ -511,7 +516,7 @@ impl<'a> Attempts<'a> {
     async fn attempt(
         &mut self,
         index: usize,
-        fresh: bool,
+        take: Take,
         admitted: &Attempt,
         guard: &mut RequestGuard,
     ) -> Tried {
@@ -538,12 +543,9 @@ impl<'a> Attempts<'a> {
         } else {
             deadline
         };
-        let connecting = outbound
-            .shared
-            .http
-            .checkout(&key, &policy.pool, fresh, || {
-                connect(outbound, self.upstream, index, soon)
-            });
+        let connecting = outbound.shared.http.checkout(&key, &policy.pool, take, || {
+            connect(outbound, self.upstream, index, soon)
+        });
         let checkout = {
             let connecting = timeout_at(soon, connecting);
             let late = clock(&self.replay, &self.times);

@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -25,7 +25,7 @@ use super::{
     headers::{self, Doubts, Hop},
     io::Io,
     outbound::reason_of,
-    pool::{PoolKey, SendFailed, UpstreamBody},
+    pool::{PoolKey, SendFailed, Take, UpstreamBody},
     reply::{self, Refusal},
     running::{Place, Running},
     server::{self, Abort, Handler, ServerSettings, serve},
@@ -73,6 +73,8 @@ pub(in crate::proxy) struct Inbound {
     doubts: Arc<Doubts>,
     /// Connections that a request has turned into something else.
     upgraded: Mutex<JoinSet<()>>,
+    /// Of an HTTP/1 connection, which ends with it: nothing of the request under way has reached the application.
+    undelivered: Arc<AtomicBool>,
 }
 
 /// What requests are decided by, as long as the catalog stays the same.
@@ -135,6 +137,7 @@ impl Inbound {
             forwarded,
             doubts: Arc::default(),
             upgraded: Mutex::default(),
+            undelivered: Arc::default(),
         })
     }
 
@@ -147,7 +150,9 @@ impl Inbound {
         let draining = this.served.draining();
         let settings = ServerSettings::default();
         let io = match this.version {
-            HttpVersion::Http1 => io.watching(Arc::clone(&this.doubts)),
+            HttpVersion::Http1 => io
+                .watching(Arc::clone(&this.doubts))
+                .refuse_when(&this.undelivered),
             HttpVersion::Http2 => io,
         };
         let end = serve(io, this.version, &settings, draining, Arc::clone(this)).await;
@@ -297,13 +302,25 @@ impl Inbound {
         let mut parts = Some(parts);
         let mut ready: Option<Request<Body>> = None;
         let mut fresh = false;
+        // Something of the request may have reached the application.
+        let mut sent = false;
+        let rested = match parts.as_ref().is_some_and(|p| p.method.is_idempotent()) {
+            true => Take::Any,
+            false => Take::Young,
+        };
         loop {
             let options = ConnectionPool::default();
+            let take = if fresh { Take::New } else { rested };
             let checkout = self
                 .shared
                 .http
-                .checkout(&self.key, &options, fresh, || self.connect());
-            let checkout = checkout.await?;
+                .checkout(&self.key, &options, take, || self.connect());
+            let checkout = match checkout.await {
+                Ok(checkout) => checkout,
+                // It broke off, which is all that is known of the first time.
+                Err(_) if sent => return Err(Reason::UpstreamReset.into()),
+                Err(reason) => return Err(Refusal::undelivered(reason)),
+            };
             guard.attempt_connected();
             let request = match (ready.take(), parts.take()) {
                 (Some(request), _) => request,
@@ -322,6 +339,9 @@ impl Inbound {
             };
             // The application closed a connection that rested while the request was on its way: not a failure of the
             // request, if nothing came back.
+            let undelivered = failed.refused_stream
+                || (failed.nothing_sent && failed.reason == Reason::UpstreamReset);
+            sent |= !undelivered;
             if !fresh && failed.reused {
                 fresh = true;
                 ready = failed.request;
@@ -333,7 +353,11 @@ impl Inbound {
                 }
             }
             guard.attempt_ended(Err(failed.reason));
-            return Err(replay.client_failed().unwrap_or(failed.reason).into());
+            return Err(match replay.client_failed() {
+                Some(reason) => reason.into(),
+                None if sent => failed.reason.into(),
+                None => Refusal::undelivered(failed.reason),
+            });
         }
     }
 
@@ -441,6 +465,19 @@ impl Inbound {
         });
     }
 
+    /// What became of a request that a tunnel brought is told without an answer: the client's agent decides what is made
+    /// of it, a retry or an answer.
+    fn abort(&self, refusal: &Refusal) -> Option<Abort> {
+        self.admission.source.as_ref()?;
+        if refusal.undelivered {
+            if self.version == HttpVersion::Http1 {
+                self.undelivered.store(true, Ordering::Relaxed);
+            }
+            return Some(Abort::Refused);
+        }
+        (refusal.reason == Reason::UpstreamReset).then_some(Abort::Reset)
+    }
+
     /// An answer of ours.
     fn refuse(&self, refusal: Refusal, grpc: bool, guard: Option<RequestGuard>) -> Response<Body> {
         let catalog = self.shared.catalog.load();
@@ -460,16 +497,15 @@ impl Handler for Inbound {
         let running = self.admission.requests.add();
         match self.answer(parts, incoming, &running, &mut guard).await {
             Ok(answered) => self.respond(answered, grpc, guard, running),
-            // The application broke it off: the client's agent decides what is made of that, a retry or an answer.
-            Err(refusal)
-                if refusal.reason == Reason::UpstreamReset && self.admission.source.is_some() =>
-            {
-                guard.finish(refusal.reason);
-                let mut response = Response::new(Body::Empty);
-                response.extensions_mut().insert(Abort);
-                response
-            }
-            Err(refusal) => self.refuse(refusal, grpc, Some(guard)),
+            Err(refusal) => match self.abort(&refusal) {
+                Some(abort) => {
+                    guard.finish(refusal.reason);
+                    let mut response = Response::new(Body::Empty);
+                    response.extensions_mut().insert(abort);
+                    response
+                }
+                None => self.refuse(refusal, grpc, Some(guard)),
+            },
         }
     }
 }

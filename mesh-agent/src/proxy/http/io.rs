@@ -10,7 +10,7 @@ use std::{
     future::Future,
     io::{self, IoSlice},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -18,7 +18,7 @@ use std::{
 use hyper::rt::{Read, ReadBufCursor, Write};
 use rustix::{
     io::Errno,
-    net::{Shutdown, shutdown},
+    net::{RecvFlags, Shutdown, recv, shutdown},
 };
 use tokio::{
     io::Interest,
@@ -131,6 +131,15 @@ impl Io {
         self
     }
 
+    /// Of a tunnel's stream: should it be dropped while this is true, the other agent learns that nothing of what was
+    /// under way has reached the application.
+    pub(super) fn refuse_when(mut self, refuses: &Arc<AtomicBool>) -> Self {
+        if let Some(Kind::Tunnel(stream)) = &mut self.kind {
+            stream.refuse_when(Arc::clone(refuses));
+        }
+        self
+    }
+
     /// Tells a pooled connection what happens here.
     pub(super) fn noting(mut self, exchange: Arc<Exchange>) -> Self {
         self.exchange = Some(exchange);
@@ -163,6 +172,8 @@ impl Io {
         if self.read_ended {
             return Poll::Ready(Ok(take(&[])));
         }
+        let exchange = self.exchange.as_ref();
+        let closely = exchange.is_some_and(|exchange| exchange.looks_closely());
         let result = match &mut self.kind {
             Some(Kind::Plain { leg, .. }) => {
                 let read = poll_read_leg(leg, cx, most, |data| {
@@ -171,6 +182,12 @@ impl Io {
                 });
                 match read {
                     Poll::Ready(result) => result,
+                    Poll::Pending if closely => match look_at_leg(leg) {
+                        Ok(false) => return Poll::Pending,
+                        // hyper cannot go on with it either way: it is closed, or its server speaks out of turn.
+                        Ok(true) => Err(io::ErrorKind::ConnectionReset.into()),
+                        Err(error) => Err(error),
+                    },
                     Poll::Pending => Err(ready!(self.poll_pause(cx))),
                 }
             }
@@ -394,6 +411,16 @@ fn poll_read_leg<T>(
             }
         }
     })
+}
+
+/// Whether there is something to be read, or the end.
+fn look_at_leg(leg: &Leg) -> io::Result<bool> {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    match again(|| recv(&**leg, &mut [0; 1], flags)) {
+        Ok(_) => Ok(true),
+        Err(Errno::AGAIN) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn poll_write_leg(

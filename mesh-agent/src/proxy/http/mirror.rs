@@ -19,7 +19,7 @@ use super::{
     body::{Body, Replay},
     headers::{self, Hop},
     outbound::Outbound,
-    pool::UpstreamBody,
+    pool::{Take, UpstreamBody},
 };
 use crate::{
     catalog::{Snapshot, Upstream},
@@ -117,7 +117,7 @@ async fn send(
     let checkout = outbound
         .shared
         .http
-        .checkout(&key, options, false, || {
+        .checkout(&key, options, Take::Any, || {
             attempt::connect(&outbound, &upstream, index, deadline)
         })
         .await?;

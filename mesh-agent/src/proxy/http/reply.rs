@@ -38,6 +38,8 @@ pub(in crate::proxy) struct Refusal {
     pub(in crate::proxy) retry_after: Option<Duration>,
     /// Of the rate limit that refused.
     pub(in crate::proxy) quota: Option<Quota>,
+    /// Nothing of the request has reached the application.
+    pub(in crate::proxy) undelivered: bool,
 }
 
 impl From<Reason> for Refusal {
@@ -64,6 +66,15 @@ impl Refusal {
             policy: None,
             retry_after: None,
             quota: None,
+            undelivered: false,
+        }
+    }
+
+    /// Nothing of it has reached the application.
+    pub(in crate::proxy) fn undelivered(reason: Reason) -> Self {
+        Self {
+            undelivered: true,
+            ..reason.into()
         }
     }
 
@@ -244,7 +255,7 @@ const fn answer(reason: Reason) -> Option<Answer> {
 
 /// The status that [`reply`] answers with.
 #[cfg(test)]
-fn status(reason: Reason) -> StatusCode {
+pub(super) fn status(reason: Reason) -> StatusCode {
     answer(reason).unwrap_or(FALLBACK).0
 }
 

@@ -101,9 +101,28 @@ pub(super) fn start(parts: &mut Parts) -> RequestStart {
 }
 
 /// In the extensions of a response: nothing of it is sent. Its stream of HTTP/2, or its connection of HTTP/1, is reset.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("reset, as the application did")]
-pub(in crate::proxy) struct Abort;
+#[derive(Clone, Copy, Debug)]
+pub(in crate::proxy) enum Abort {
+    /// As the application did.
+    Reset,
+    /// Nothing of the request has reached the application: of HTTP/2 that is REFUSED_STREAM (RFC 9113 section 8.7).
+    Refused,
+}
+
+/// What hyper makes of [`Abort`]: it looks for the code of the reset among the sources.
+#[derive(Debug, thiserror::Error)]
+#[error("reset, for the application")]
+struct Aborted(#[source] h2::Error);
+
+impl From<Abort> for Aborted {
+    fn from(abort: Abort) -> Self {
+        let code = match abort {
+            Abort::Reset => h2::Reason::INTERNAL_ERROR,
+            Abort::Refused => h2::Reason::REFUSED_STREAM,
+        };
+        Self(code.into())
+    }
+}
 
 /// How a connection ended, as far as its own protocol goes.
 #[derive(Debug)]
@@ -147,7 +166,7 @@ where
             // Called here, not outside: a future that is moved into this one would take its space twice.
             let mut response = handler.call(request).await;
             if let Some(abort) = response.extensions().get::<Abort>() {
-                return Err(*abort);
+                return Err(Aborted::from(*abort));
             }
             if head && let Body::Fixed(text) = response.body() {
                 // hyper leaves the body out for HTTP/1 only.
@@ -155,7 +174,7 @@ where
                 response.headers_mut().insert(CONTENT_LENGTH, length);
                 *response.body_mut() = Body::Empty;
             }
-            Ok::<_, Abort>(response.map(|body| Answer { body, _busy: busy }))
+            Ok::<_, Aborted>(response.map(|body| Answer { body, _busy: busy }))
         }
     });
     let mut clock = pin!(sleep(settings.header_timeout));

@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    sync::{Arc, atomic::AtomicBool},
     task::{Context, Poll, ready},
 };
 
@@ -20,7 +21,7 @@ use crate::telemetry::Reason;
 /// Bytes that one write takes.
 const WRITE: usize = 64 * 1024;
 
-/// The tunnel as a whole went away, and the stream with it.
+/// The tunnel as a whole went away, and the stream with it; or the other agent says of the stream more than that it is gone.
 #[derive(Debug, thiserror::Error)]
 #[error("the tunnel is gone: {0}")]
 pub(in crate::proxy) struct TunnelGone(pub(in crate::proxy) Reason);
@@ -95,6 +96,11 @@ impl TunnelBytes {
         Ok(())
     }
 
+    /// See [`Stream::refuse_when`].
+    pub(in crate::proxy) fn refuse_when(&mut self, refuses: Arc<AtomicBool>) {
+        self.stream.refuse_when(refuses);
+    }
+
     /// Drops it without a reset, although the peer may not have ended.
     pub(in crate::proxy) fn close(self) {
         self.stream.close();
@@ -104,6 +110,10 @@ impl TunnelBytes {
 fn error(gone: Gone) -> io::Error {
     match gone {
         Gone::Ended | Gone::Reset => io::ErrorKind::ConnectionReset.into(),
+        Gone::Refused => {
+            let gone = TunnelGone(Reason::UnreachableByPeer);
+            io::Error::new(io::ErrorKind::ConnectionReset, gone)
+        }
         Gone::Tunnel(reason) => io::Error::new(io::ErrorKind::ConnectionReset, TunnelGone(reason)),
     }
 }

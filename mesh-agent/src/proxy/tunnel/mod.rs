@@ -119,7 +119,7 @@ impl TunnelStream {
         have: usize,
     ) -> Poll<Result<Bytes, Reason>> {
         self.stream.poll_peek(cx, have).map_err(|gone| match gone {
-            Gone::Ended | Gone::Reset => Reason::ClientReset,
+            Gone::Ended | Gone::Reset | Gone::Refused => Reason::ClientReset,
             Gone::Tunnel(reason) => reason,
         })
     }
@@ -197,7 +197,7 @@ fn finish(end: End, leg: Leg, stream: Stream, report: Report, of_leg: Reason, of
         End::Stream(gone) => {
             stream.close();
             match gone {
-                Gone::Ended | Gone::Reset => of_stream,
+                Gone::Ended | Gone::Reset | Gone::Refused => of_stream,
                 Gone::Tunnel(reason) => reason,
             }
         }

@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | FIN | END_STREAM, both ways |
 //! | RST, an error of the socket | RST_STREAM CONNECT_ERROR |
+//! | a request that reached no application | RST_STREAM REFUSED_STREAM (docs/adr/0013) |
 //! | RST | RST_STREAM with any code but the two below; GOAWAY that leaves the stream out; the tunnel's end |
 //! | what came is delivered, then FIN | RST_STREAM NO_ERROR or CANCEL |
 //!
@@ -14,7 +15,10 @@
 //! or panic too, sends CONNECT_ERROR, so what was cut never looks as if it had ended.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -34,6 +38,7 @@ pub(super) struct Stream {
     early: Bytes,
     sent_end: bool,
     received_end: bool,
+    refuses: Option<Arc<AtomicBool>>,
 }
 
 /// Why a stream is no more.
@@ -43,6 +48,8 @@ pub(super) enum Gone {
     Ended,
     /// RST_STREAM that reads as RST.
     Reset,
+    /// The same, and nothing of the request that was under way has reached the application.
+    Refused,
     /// The tunnel as a whole.
     Tunnel(Reason),
 }
@@ -63,7 +70,13 @@ impl Stream {
             early: Bytes::new(),
             sent_end: false,
             received_end: false,
+            refuses: None,
         }
+    }
+
+    /// Should it be dropped while this is true, it says that nothing of what was under way has reached the application.
+    pub(super) fn refuse_when(&mut self, refuses: Arc<AtomicBool>) {
+        self.refuses = Some(refuses);
     }
 
     /// Asks for room to send `want` bytes, both of the peer's windows and of our own buffer; what there is of it now.
@@ -192,6 +205,7 @@ impl Stream {
 fn gone_by(code: h2::Reason) -> Gone {
     match code {
         h2::Reason::NO_ERROR | h2::Reason::CANCEL => Gone::Ended,
+        h2::Reason::REFUSED_STREAM => Gone::Refused,
         _ => Gone::Reset,
     }
 }
@@ -199,7 +213,11 @@ fn gone_by(code: h2::Reason) -> Gone {
 impl Drop for Stream {
     fn drop(&mut self) {
         if !(self.sent_end && self.received_end) {
-            self.send.send_reset(h2::Reason::CONNECT_ERROR);
+            let refuses = self.refuses.as_ref();
+            self.send.send_reset(match refuses {
+                Some(refuses) if refuses.load(Ordering::Relaxed) => h2::Reason::REFUSED_STREAM,
+                _ => h2::Reason::CONNECT_ERROR,
+            });
         }
         self.link.remove_stream();
     }

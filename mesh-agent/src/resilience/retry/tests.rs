@@ -54,6 +54,10 @@ const RESET: Outcome = Outcome::Broken {
     idle: false,
     nothing_sent: false,
 };
+const UNSENT: Outcome = Outcome::Broken {
+    idle: true,
+    nothing_sent: true,
+};
 const STALE: Outcome = Outcome::Broken {
     idle: true,
     nothing_sent: false,
@@ -237,11 +241,25 @@ fn without_a_policy_only_what_no_server_began() {
         }
         // No other endpoint is left.
         assert_eq!(first(None, &method, Outcome::NotConnected), Next::Pass);
-        for outcome in [STALE, Outcome::StreamRefused] {
+        for outcome in [UNSENT, Outcome::StreamRefused] {
             let twice = run(None, &method, about(), &[outcome; 2]);
             assert_eq!(twice, [Next::FreshConnection, Next::Pass], "{outcome:?}");
         }
     }
+    assert_eq!(first(None, &Method::GET, STALE), Next::FreshConnection);
+}
+
+/// The server may have read it before it closed the connection.
+#[test]
+fn a_post_that_met_a_stale_connection_is_not_sent_again() {
+    assert_eq!(first(None, &Method::POST, STALE), Next::Pass);
+    assert_eq!(first(Some(&policy(3)), &Method::POST, STALE), Next::Pass);
+    let meant = RetryPolicy {
+        non_idempotent: true,
+        ..policy(3)
+    };
+    let next = first(Some(&meant), &Method::POST, STALE);
+    assert_eq!(next, Next::FreshConnection);
 }
 
 #[test]
@@ -280,7 +298,7 @@ fn a_stale_connection_costs_neither_count_nor_budget() {
         ..RetryBudget::default()
     };
     let mut retries = Retries::new(Some(&policy), &Method::POST);
-    let next = retries.next(&STALE, &about(), &Budget::default(), &empty);
+    let next = retries.next(&UNSENT, &about(), &Budget::default(), &empty);
     assert_eq!(next, Next::FreshConnection);
 }
 

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
@@ -15,7 +16,8 @@ use tokio::{
 };
 
 use super::{
-    Counts, Held, Open, PoolKey, RequestBody,
+    Counts, Held, Open, PATIENCE_COUNTS, PoolKey, RESTED, RESTED_LEAST, RESTED_PART, RequestBody,
+    Take,
     exchange::Exchange,
     http1::Http1,
     http2::{Http2, SETTLE, Slot},
@@ -49,6 +51,8 @@ pub(super) struct Endpoint<B: RequestBody> {
     gone: AtomicBool,
     idle: Box<[Mutex<Idle<B>>]>,
     idle_count: AtomicU32,
+    /// The shortest time after which the server was seen to close a connection that rested, and when.
+    patience: Mutex<Option<(Duration, Instant)>>,
     shared: Mutex<Shared>,
 }
 
@@ -102,6 +106,7 @@ impl<B: RequestBody> Endpoint<B> {
             gone: AtomicBool::new(false),
             idle: (0..workers).map(|_| Mutex::default()).collect(),
             idle_count: AtomicU32::new(0),
+            patience: Mutex::default(),
             shared: Mutex::default(),
         }
     }
@@ -127,31 +132,72 @@ impl<B: RequestBody> Endpoint<B> {
 
     // HTTP/1
 
-    /// An idle connection that lives; first one of this worker.
-    pub(super) fn take(&self, options: &ConnectionPool) -> Option<Box<Http1<B>>> {
+    /// The server has closed a connection that rested for so long.
+    pub(super) fn note_closed_after(&self, rested: Duration) {
+        let now = Instant::now();
+        let mut patience = lock(&self.patience);
+        let known = patience.filter(|(_, at)| now - *at < PATIENCE_COUNTS);
+        if known.is_none_or(|(shortest, _)| rested < shortest) {
+            *patience = Some((rested, now));
+        }
+    }
+
+    /// How long a connection may have rested that [`Take::Young`] takes.
+    fn may_have_rested(&self) -> Duration {
+        let seen = lock(&self.patience).filter(|(_, at)| at.elapsed() < PATIENCE_COUNTS);
+        match seen.map(|(shortest, _)| shortest / RESTED_PART) {
+            Some(most) if most < RESTED_LEAST => Duration::ZERO,
+            Some(most) => most.min(RESTED),
+            None => RESTED,
+        }
+    }
+
+    /// An idle connection that lives; first one of this worker, and of those the one that rested least.
+    pub(super) fn take(&self, options: &ConnectionPool, take: Take) -> Option<Box<Http1<B>>> {
         if self.idle_count.load(Ordering::Acquire) == 0 {
             return None;
         }
         let now = Instant::now();
+        let most = match take {
+            Take::Young => self.may_have_rested(),
+            Take::Any | Take::New => Duration::MAX,
+        };
         let own = super::worker(self.idle.len());
         for i in 0..self.idle.len() {
             let shelf = &self.idle[(own + i) % self.idle.len()];
             loop {
-                // Not under the lock: what is dead is closed here.
-                let taken = lock(shelf).pop();
+                // What is dead is closed here, not under the lock.
+                let taken = lock(shelf).pop_if(|connection| now - connection.idle_since < most);
                 let Some(mut connection) = taken else { break };
                 self.idle_count.fetch_sub(1, Ordering::AcqRel);
                 connection.options = *options;
                 if !connection.is_expired(now, options.idle_timeout) {
-                    if connection.wake_up() {
+                    if connection.wake_up(take) {
                         return Some(connection);
                     }
                     self.counts.stale();
+                    self.note_closed_after(connection.rested);
                 }
                 connection.finish();
             }
         }
         None
+    }
+
+    /// A new connection was made although one rests, for too long: it takes that one's place, or they would add up.
+    pub(super) fn replace_oldest(&self) {
+        let (now, most) = (Instant::now(), self.may_have_rested());
+        let shelf = &self.idle[super::worker(self.idle.len())];
+        let oldest = {
+            let mut shelf = lock(shelf);
+            let oldest = shelf.first();
+            let old = oldest.is_some_and(|connection| now - connection.idle_since >= most);
+            old.then(|| shelf.remove(0))
+        };
+        if let Some(oldest) = oldest {
+            self.idle_count.fetch_sub(1, Ordering::AcqRel);
+            oldest.finish();
+        }
     }
 
     /// Puts an idle connection back; gives it back when it is one too many.
@@ -317,9 +363,11 @@ impl<B: RequestBody> Endpoint<B> {
                 while i < shelf.len() {
                     let connection = &mut shelf[i];
                     let timeout = connection.options.idle_timeout;
+                    let rested = connection.rested(now);
                     let stale = connection.is_stirred() && !connection.still_lives();
                     if stale {
                         self.counts.stale();
+                        self.note_closed_after(rested);
                     }
                     if stale || connection.is_expired(now, timeout) {
                         closing.push(shelf.remove(i));
@@ -334,6 +382,11 @@ impl<B: RequestBody> Endpoint<B> {
             for connection in closing {
                 connection.finish();
             }
+        }
+        if let Some((_, at)) = *lock(&self.patience)
+            && now - at < PATIENCE_COUNTS
+        {
+            sooner(at + PATIENCE_COUNTS);
         }
         let mut shared = lock(&self.shared);
         let mut closing = Vec::new();

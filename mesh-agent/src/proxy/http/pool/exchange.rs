@@ -9,13 +9,14 @@ use std::{
     io,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Wake, Waker},
+    time::Duration,
 };
 
 use futures::task::AtomicWaker;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{proxy::http::io::reason, telemetry::Reason};
 
@@ -48,6 +49,11 @@ pub(in crate::proxy::http) struct Exchange {
     /// The body of the request has been taken whole.
     request_done: AtomicBool,
     fault: OnceLock<Reason>,
+    /// Reads ask the socket, whatever the runtime knows of it.
+    looks_closely: AtomicBool,
+    /// When the pool was stirred last; milliseconds after `born`, plus one.
+    stirred_at: AtomicU64,
+    born: Instant,
 }
 
 impl Exchange {
@@ -61,6 +67,9 @@ impl Exchange {
             active: AtomicBool::new(false),
             request_done: AtomicBool::new(false),
             fault: OnceLock::new(),
+            looks_closely: AtomicBool::new(false),
+            stirred_at: AtomicU64::new(0),
+            born: Instant::now(),
         })
     }
 
@@ -134,6 +143,20 @@ impl Exchange {
         self.swap(HELD, IDLE)
     }
 
+    pub(super) fn look_closely(&self, closely: bool) {
+        self.looks_closely.store(closely, Ordering::Relaxed);
+    }
+
+    pub(in crate::proxy::http) fn looks_closely(&self) -> bool {
+        self.looks_closely.load(Ordering::Relaxed)
+    }
+
+    /// When something last happened on it while it was idle.
+    pub(super) fn stirred_at(&self) -> Option<Instant> {
+        let after = self.stirred_at.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.born + Duration::from_millis(after))
+    }
+
     pub(super) fn is_stirred(&self) -> bool {
         self.state.load(Ordering::Acquire) == STIRRED
     }
@@ -190,7 +213,11 @@ impl Wake for Exchange {
             }
         }
         match state {
-            IDLE => self.stirred.notify_one(),
+            IDLE => {
+                let after = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(0);
+                self.stirred_at.store(after + 1, Ordering::Relaxed);
+                self.stirred.notify_one();
+            }
             WAITING => self.waiting.wake(),
             _ => {}
         }

@@ -22,7 +22,7 @@ use hyper::{
 use tokio::time::Instant;
 
 use super::{
-    Held, RequestBody, SendFailed,
+    Held, RequestBody, SendFailed, Take,
     body::{Upgraded, UpstreamBody},
     endpoint::Endpoint,
     exchange::{Exchange, unwoken},
@@ -52,6 +52,8 @@ pub(super) struct Http1<B: RequestBody> {
     pub(super) served: u32,
     /// It has been idle in the pool.
     pub(super) reused: bool,
+    /// For so long, when it was taken.
+    pub(super) rested: Duration,
 }
 
 impl<B: RequestBody> Http1<B> {
@@ -85,6 +87,7 @@ impl<B: RequestBody> Http1<B> {
             idle_since: now,
             served: 0,
             reused: false,
+            rested: Duration::ZERO,
         }))
     }
 
@@ -218,10 +221,17 @@ impl<B: RequestBody> Http1<B> {
             None if error.is_parse() || error.is_parse_too_large() => Reason::UpstreamProtocol,
             None => Reason::UpstreamReset,
         };
+        let stale = self.reused && !self.exchange.has_received();
+        if stale {
+            self.endpoint.note_closed_after(self.rested);
+        }
         SendFailed {
             reason,
-            nothing_sent: request.is_some() || !self.exchange.has_sent(),
-            reused: self.reused && !self.exchange.has_received(),
+            // The last: the destination's agent says so.
+            nothing_sent: request.is_some()
+                || !self.exchange.has_sent()
+                || reason == Reason::UnreachableByPeer,
+            reused: stale,
             refused_stream: false,
             request,
         }
@@ -279,12 +289,28 @@ impl<B: RequestBody> Http1<B> {
         now - self.idle_since >= idle_timeout || self.is_worn(now)
     }
 
-    /// Takes it out of the pool; false: it is dead.
-    pub(super) fn wake_up(&mut self) -> bool {
+    /// How long it rested: until something happened on it, or until now.
+    pub(super) fn rested(&self, now: Instant) -> Duration {
         let stirred = self.exchange.is_stirred();
+        let until = self.exchange.stirred_at().filter(|_| stirred);
+        until.unwrap_or(now) - self.idle_since
+    }
+
+    /// Takes it out of the pool; false: it is dead. Before a request that must not meet a closed one the socket itself
+    /// is asked: what the kernel knows of it may not have got to us yet.
+    pub(super) fn wake_up(&mut self, take: Take) -> bool {
+        let stirred = self.exchange.is_stirred();
+        self.rested = self.rested(Instant::now());
         self.exchange.hold();
-        if stirred {
+        let closely = take == Take::Young;
+        if closely {
+            self.exchange.look_closely(true);
+        }
+        if stirred || closely {
             self.poll_connection();
+        }
+        if closely {
+            self.exchange.look_closely(false);
         }
         self.is_idle()
     }

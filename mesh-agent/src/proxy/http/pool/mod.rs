@@ -59,6 +59,15 @@ const TABLES: usize = 16;
 const SWEEP: Duration = Duration::from_secs(5);
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 
+/// For how long an HTTP/1 connection may have rested that takes a request which must not be sent twice. Servers wait for
+/// the next request for 2 s (gunicorn) and more.
+pub(in crate::proxy::http) const RESTED: Duration = Duration::from_secs(1);
+/// Where a server was seen to close earlier: this part of that time, or not at all when that is less than the least.
+const RESTED_PART: u32 = 4;
+const RESTED_LEAST: Duration = Duration::from_millis(25);
+/// So long: a server that restarts has closed all it had too, and that says nothing of how long it waits.
+const PATIENCE_COUNTS: Duration = Duration::from_secs(60);
+
 /// A body that requests are sent with.
 pub(in crate::proxy) trait RequestBody:
     hyper::body::Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static
@@ -84,6 +93,19 @@ pub(in crate::proxy) struct PoolKey {
     pub(in crate::proxy) version: HttpVersion,
     /// Expected at the other end; a changed one is never reused.
     pub(in crate::proxy) identity: Option<SpiffeId>,
+}
+
+/// Which connections a request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::proxy) enum Take {
+    /// Any that lives.
+    Any,
+    /// It must not be sent twice, and so must not meet a server that closes a connection for having rested: of HTTP/1 only
+    /// one that rested for moments (see [`RESTED`]), looked at once more, or a new one. HTTP/2 says what it has not
+    /// processed (RFC 9113 section 6.8).
+    Young,
+    /// A new one, after an old one has failed.
+    New,
 }
 
 /// What a connection holds for as long as it lives.
@@ -165,13 +187,12 @@ impl<B: RequestBody> Pools<B> {
         }
     }
 
-    /// An idle connection that still lives, room on an HTTP/2 one, or else a new one that `connect` makes. `fresh`: only
-    /// a new one, after an old one has failed.
+    /// An idle connection that still lives, room on an HTTP/2 one, or else a new one that `connect` makes.
     pub(in crate::proxy) async fn checkout<F>(
         &self,
         key: &PoolKey,
         options: &ConnectionPool,
-        fresh: bool,
+        take: Take,
         connect: impl FnOnce() -> F + Send,
     ) -> Result<Checkout<B>, Reason>
     where
@@ -180,20 +201,23 @@ impl<B: RequestBody> Pools<B> {
         let endpoint = self.endpoint(key);
         let kind = match key.version {
             HttpVersion::Http1 => {
-                let idle = if fresh { None } else { endpoint.take(options) };
+                let idle = match take {
+                    Take::New => None,
+                    Take::Any | Take::Young => endpoint.take(options, take),
+                };
                 Kind::Http1(match idle {
                     Some(connection) => connection,
-                    None => {
-                        let making = async { made(connect().await?, &endpoint, options).await };
-                        boxed(making).await?
-                    }
+                    // Seldom, and large: boxed, so that not every request carries the room for it.
+                    None => boxed(alone(&endpoint, take, options, connect)).await?,
                 })
             }
-            HttpVersion::Http2 => Kind::Http2(match endpoint.next(options, fresh) {
-                Next::Use(slot) => slot,
-                // Seldom, and large: boxed, so that not every request carries the room for it.
-                next => boxed(endpoint.slot(next, options, connect)).await?,
-            }),
+            HttpVersion::Http2 => {
+                let next = endpoint.next(options, take == Take::New);
+                Kind::Http2(match next {
+                    Next::Use(slot) => slot,
+                    next => boxed(endpoint.slot(next, options, connect)).await?,
+                })
+            }
         };
         let checkout = Checkout { kind, endpoint };
         if checkout.is_reused() {
@@ -364,6 +388,31 @@ fn boxed<'a, T>(
     future: impl Future<Output = T> + Send + 'a,
 ) -> Pin<Box<dyn Future<Output = T> + Send + 'a>> {
     Box::pin(future)
+}
+
+/// A new connection of HTTP/1, or in need one that was passed over.
+async fn alone<B: RequestBody, F>(
+    endpoint: &Arc<Endpoint<B>>,
+    take: Take,
+    options: &ConnectionPool,
+    connect: impl FnOnce() -> F,
+) -> Result<Box<Http1<B>>, Reason>
+where
+    F: Future<Output = Result<Connected, Reason>>,
+{
+    match connect().await {
+        Ok(connected) => {
+            if take == Take::Young {
+                endpoint.replace_oldest();
+            }
+            made(connected, endpoint, options).await
+        }
+        // One that rested for longer is less of a risk than a refusal is a failure.
+        Err(Reason::ConnectionLimit) if take == Take::Young => endpoint
+            .take(options, Take::Any)
+            .ok_or(Reason::ConnectionLimit),
+        Err(reason) => Err(reason),
+    }
 }
 
 async fn made<B: RequestBody>(

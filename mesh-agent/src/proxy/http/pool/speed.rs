@@ -84,7 +84,7 @@ fn pooled(address: SocketAddr, version: HttpVersion) -> f64 {
             let key = key(address, version);
             let options = ConnectionPool::default();
             for _ in 0..REQUESTS {
-                let checkout = pools.checkout(&key, &options, false, || dial(address));
+                let checkout = pools.checkout(&key, &options, Take::Any, || dial(address));
                 let response = checkout.await.unwrap().send(get("/")).await.unwrap();
                 let mut body = response.into_body();
                 while let Some(frame) = body.frame().await {

@@ -60,7 +60,7 @@ async fn exchange(
     request: Request<Full<Bytes>>,
 ) -> Result<(StatusCode, Bytes), SendFailed<Full<Bytes>>> {
     let checkout = pool
-        .checkout(key, &ConnectionPool::default(), false, || {
+        .checkout(key, &ConnectionPool::default(), Take::Any, || {
             dial(key.endpoint)
         })
         .await
@@ -327,7 +327,7 @@ async fn a_cancelled_request_takes_its_connection_along_and_no_other() {
     let key = key(address, HttpVersion::Http1);
     let options = ConnectionPool::default();
     let checkout = pool
-        .checkout(&key, &options, false, || dial(address))
+        .checkout(&key, &options, Take::Any, || dial(address))
         .await
         .unwrap();
     let mut sending = Box::pin(checkout.send(get("/slow")));
@@ -363,7 +363,7 @@ async fn a_response_that_is_not_read_to_its_end_closes_the_connection() {
     let key = key(address, HttpVersion::Http1);
     let options = ConnectionPool::default();
     let checkout = pool
-        .checkout(&key, &options, false, || dial(address))
+        .checkout(&key, &options, Take::Any, || dial(address))
         .await
         .unwrap();
     let mut response = checkout.send(get("/")).await.unwrap();
@@ -395,7 +395,7 @@ async fn a_response_that_breaks_off_is_an_error_and_no_end() {
         let key = key(address, HttpVersion::Http1);
         let options = ConnectionPool::default();
         let checkout = pool
-            .checkout(&key, &options, false, || dial(address))
+            .checkout(&key, &options, Take::Any, || dial(address))
             .await
             .unwrap();
         let response = checkout.send(get("/")).await.unwrap();
@@ -438,7 +438,7 @@ async fn the_request_goes_on_when_nobody_takes_the_response() {
     let key = key(address, HttpVersion::Http1);
     let options = ConnectionPool::default();
     let checkout = pool
-        .checkout(&key, &options, false, || dial(address))
+        .checkout(&key, &options, Take::Any, || dial(address))
         .await
         .unwrap();
     let chunk = Bytes::from(vec![1; 64 << 10]);
@@ -468,7 +468,7 @@ async fn a_connection_serves_no_more_than_it_may() {
         };
         for _ in 0..6 {
             let checkout = pool
-                .checkout(&key, &options, false, || dial(server.address))
+                .checkout(&key, &options, Take::Any, || dial(server.address))
                 .await
                 .unwrap();
             let response = checkout.send(get("/")).await.unwrap();
@@ -491,7 +491,7 @@ async fn idle_connections_are_few_and_do_not_stay() {
         };
         let mut checkouts = Vec::new();
         for _ in 0..4 {
-            let checkout = pool.checkout(&key, &options, false, || dial(server.address));
+            let checkout = pool.checkout(&key, &options, Take::Any, || dial(server.address));
             checkouts.push(checkout.await.unwrap());
         }
         for checkout in checkouts {
@@ -519,7 +519,7 @@ async fn what_a_workload_leaves_behind_is_closed() {
         let options = ConnectionPool::default();
         exchange(&pool, &gone, get("/")).await.unwrap();
         exchange(&pool, &stays, get("/")).await.unwrap();
-        let busy = pool.checkout(&gone, &options, true, || dial(server.address));
+        let busy = pool.checkout(&gone, &options, Take::New, || dial(server.address));
         let busy = busy.await.unwrap();
         pool.release(1);
         let response = busy.send(get("/")).await.unwrap();
@@ -731,7 +731,9 @@ mod multiplexed {
                     let _ = failing.await;
                     Err(Reason::UpstreamTimeout)
                 };
-                pool.checkout(&key, &options, false, connect).await.err()
+                pool.checkout(&key, &options, Take::Any, connect)
+                    .await
+                    .err()
             }
         });
         tokio::task::yield_now().await;
@@ -762,4 +764,82 @@ mod multiplexed {
         assert_eq!(failed.reason, Reason::UpstreamProtocol);
         eventually("it is not kept", || pool.count() == (0, 0)).await;
     }
+}
+
+/// Answers each request; a connection that rested for so long is closed.
+async fn impatient(patience: Duration) -> (SocketAddr, Arc<AtomicU64>) {
+    let connections = Arc::<AtomicU64>::default();
+    let count = Arc::clone(&connections);
+    let address = raw(move |_, mut stream| {
+        count.fetch_add(1, Ordering::Relaxed);
+        async move {
+            let mut buffer = [0; 4096];
+            while let Ok(Ok(1..)) = timeout(patience, stream.read(&mut buffer)).await {
+                stream.write_all(OK).await.unwrap();
+            }
+        }
+    })
+    .await;
+    (address, connections)
+}
+
+async fn ask(pool: &Pool, key: &PoolKey, take: Take) {
+    let options = ConnectionPool::default();
+    let dialling = || dial(key.endpoint);
+    let checkout = pool.checkout(key, &options, take, dialling).await.unwrap();
+    let response = timeout(SOON, checkout.send(get("/"))).await.unwrap();
+    let body = response.unwrap().into_body().collect();
+    timeout(SOON, body).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_must_not_be_sent_twice_takes_no_connection_that_rested() {
+    let (address, connections) = impatient(SOON).await;
+    let connections = || connections.load(Ordering::Relaxed);
+    let pool = Pool::new();
+    let key = key(address, HttpVersion::Http1);
+    ask(&pool, &key, Take::Young).await;
+    ask(&pool, &key, Take::Young).await;
+    assert_eq!(connections(), 1, "it rested for moments");
+    tokio::time::sleep(RESTED + Duration::from_millis(20)).await;
+    ask(&pool, &key, Take::Any).await;
+    assert_eq!(connections(), 1);
+    tokio::time::sleep(RESTED + Duration::from_millis(20)).await;
+    ask(&pool, &key, Take::Young).await;
+    assert_eq!(connections(), 2);
+    assert_eq!(pool.count(), (1, 0), "the new one is in its place");
+}
+
+/// A server that closes soon is given no second chance to meet a request with that.
+#[tokio::test]
+async fn the_patience_of_a_server_is_learnt() {
+    let (address, connections) = impatient(Duration::from_millis(200)).await;
+    let connections = || connections.load(Ordering::Relaxed);
+    let pool = Pool::new();
+    let key = key(address, HttpVersion::Http1);
+    ask(&pool, &key, Take::Young).await;
+    while pool.count() != (0, 0) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    ask(&pool, &key, Take::Young).await;
+    assert_eq!(connections(), 2);
+    // Not after half the time that it was seen to wait, which is far from a second.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    ask(&pool, &key, Take::Young).await;
+    assert_eq!(connections(), 3);
+}
+
+/// No room for another connection: one that rested is better than a refusal.
+#[tokio::test]
+async fn at_the_limit_of_connections_the_one_that_rested_is_taken() {
+    let (address, connections) = impatient(SOON).await;
+    let pool = Pool::new();
+    let key = key(address, HttpVersion::Http1);
+    ask(&pool, &key, Take::Young).await;
+    tokio::time::sleep(RESTED + Duration::from_millis(20)).await;
+    let options = ConnectionPool::default();
+    let full = || async { Err(Reason::ConnectionLimit) };
+    let checkout = pool.checkout(&key, &options, Take::Young, full).await;
+    assert!(checkout.unwrap().is_reused());
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
 }

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::proxy::http::pool::Take;
 use crate::{
     model::ConnectionPool,
     proxy::{
@@ -73,7 +74,7 @@ impl Handler for Proxy {
         };
         let pools = self.pools.get_or_init(Pools::new);
         let options = ConnectionPool::default();
-        let checkout = pools.checkout(&key, &options, false, connect);
+        let checkout = pools.checkout(&key, &options, Take::Any, connect);
         let checkout = checkout.await.unwrap();
         let response = checkout.send(Request::from_parts(parts, Body::Empty)).await;
         let mut response = match response {

@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::super::{Body, Relay, Replay, Times, pass_expectation};
+use crate::proxy::http::pool::Take;
 use crate::{
     model::ConnectionPool,
     proxy::{
@@ -59,7 +60,7 @@ impl Handler for Through {
         };
         let checkout = self
             .pools
-            .checkout(&key, &ConnectionPool::default(), false, dial)
+            .checkout(&key, &ConnectionPool::default(), Take::Any, dial)
             .await
             .unwrap();
         for_upstream(&mut parts, HttpVersion::Http1, &hop, "x", false);
