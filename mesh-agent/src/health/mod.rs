@@ -19,6 +19,8 @@ use tokio::time::Instant;
 
 pub use board::{Board, CheckReport, Counts};
 pub use plan::Key;
+#[cfg(test)]
+pub(crate) use runner::AT_ONCE;
 pub use runner::run;
 
 /// A connection to an endpoint, as hyper wants it.

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Checks at once. Each holds a descriptor for at most its timeout.
-const AT_ONCE: usize = 64;
+pub(crate) const AT_ONCE: usize = 64;
 
 type Checked = Result<(), Failed>;
 

@@ -23,7 +23,7 @@ const PIPES_MAX: u64 = 512;
 
 /// A workload may hold this many times what is still free. 4 lets one workload alone take 80 %, two at most 44 % each,
 /// n of them 4/(4n+1): there is always room for one more, and nobody has to know how many there are.
-const FREE_FACTOR: usize = 4;
+pub(super) const FREE_FACTOR: usize = 4;
 
 /// Raises RLIMIT_NOFILE to its hard limit and returns it.
 pub fn raise_nofile() -> io::Result<u64> {

@@ -23,6 +23,8 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
+#[cfg(test)]
+pub(super) use self::replay::{CLIENT_SILENCE, CONTINUE_WAIT};
 pub(in crate::proxy) use self::{
     cut::Cut,
     expect::pass_expectation,

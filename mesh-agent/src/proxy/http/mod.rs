@@ -7,6 +7,8 @@
 
 mod attempt;
 mod body;
+#[cfg(test)]
+mod defaults;
 pub(super) mod detect;
 #[cfg(any(test, fuzzing))]
 #[allow(unreachable_pub, reason = "reached by the fuzz targets alone")]

@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// Bytes of a request's body that are kept for another attempt.
-const REPLAY: usize = 64 << 10;
+pub(super) const REPLAY: usize = 64 << 10;
 
 /// One captured connection on which requests come.
 pub(in crate::proxy) struct Outbound {

@@ -33,9 +33,9 @@ const SMALL_FRAME: usize = 1024;
 const TAIL: usize = 4096;
 /// A client that declared the length of the body and then sends nothing for so long is given up. Bodies without a length
 /// may be streams that rest.
-const CLIENT_SILENCE: Duration = Duration::from_secs(60);
+pub(in crate::proxy::http) const CLIENT_SILENCE: Duration = Duration::from_secs(60);
 /// How long an upstream may leave `Expect: 100-continue` unanswered before it gets the body (RFC 9110 10.1.1).
-const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+pub(in crate::proxy::http) const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// The body of one request, for all its attempts.
 #[derive(Debug)]
