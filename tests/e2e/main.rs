@@ -66,6 +66,6 @@ fn main() -> ExitCode {
         http_bounds,
         http_routes,
         http_resilience,
-        http_telemetry
+        http_telemetry_live_paths
     ])
 }

@@ -11,6 +11,7 @@ pub mod agent;
 pub mod bed;
 pub mod bpf;
 pub mod ca;
+pub mod collector;
 pub mod command;
 pub mod config;
 pub mod fake_ca;

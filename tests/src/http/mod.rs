@@ -4,6 +4,7 @@
 pub mod client;
 pub mod load;
 pub mod server;
+pub mod stream;
 
 use std::{
     io,
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 pub use client::{Answer, Ask, Connection, Speaks, ask};
 pub use load::Load;
 pub use server::{HttpServer, Mode, Seen};
+pub use stream::Stream;
 
 /// FNV-1a of a body, in hexadecimal: the server names it in its answers.
 pub fn hash(bytes: &[u8]) -> String {

@@ -14,8 +14,8 @@
 //! | `/events/N` | N server-sent events, each after the one before was taken |
 //! | anything else | JSON: pod, method, path, version, headers, length and hash of the body, peer; with the status of the header `x-answer` |
 //!
-//! A gRPC request gets its own body back, as it comes, and the status of its header `x-status` in the trailers. A WebSocket gets its
-//! own messages back.
+//! A gRPC request gets its own body back, as it comes, and the status of its header `x-status` in the trailers; one of the method
+//! `/grpc.health.v1.Health/Check` whether the server serves. A WebSocket, of HTTP/1 or HTTP/2 (RFC 8441), gets its own messages back.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -30,20 +30,26 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{SinkExt, StreamExt};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::{
     body::{Frame, Incoming},
+    ext::Protocol,
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::{
+    io::AsyncWriteExt,
     net::TcpStream,
     sync::{Notify, oneshot},
 };
-use tokio_tungstenite::tungstenite::{WebSocket, handshake::derive_accept_key, protocol::Role};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{handshake::derive_accept_key, protocol::Role},
+};
 
 use super::{Frames, SEED, fnv, pattern};
 use crate::{netns::NetNs, traffic::server::listen};
@@ -67,6 +73,10 @@ pub enum Mode {
     /// As the path says, but resets a connection on which a request comes after so many milliseconds: the request crosses
     /// the end of a connection that rested, and the application never sees it.
     Forgets(u64),
+    /// As the path says, but to a gRPC health check that it does not serve.
+    NotServing,
+    /// As the path says; new connections of HTTP/2 are not told of extended CONNECT.
+    NoConnect,
 }
 
 /// A request as it came.
@@ -223,6 +233,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, state: Arc<State>) {
         return;
     };
     let link = Arc::new(Link::default());
+    let no_connect = *lock(&state.mode) == Mode::NoConnect;
     let service = {
         let link = Arc::clone(&link);
         service_fn(move |request| {
@@ -233,10 +244,12 @@ async fn serve(stream: TcpStream, peer: SocketAddr, state: Arc<State>) {
     let io = TokioIo::new(stream);
     let ended = link.end.notified();
     if &begin == b"PRI" {
-        let connection = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .enable_connect_protocol()
-            .serve_connection(io, service);
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new());
+        if !no_connect {
+            builder.enable_connect_protocol();
+        }
+        let connection = builder.serve_connection(io, service);
         tokio::select! {
             _ = connection => return,
             () = ended => {}
@@ -331,7 +344,9 @@ async fn answer(
             });
             response
         }
-        Mode::Normal | Mode::Forgets(_) => by_path(request, &path, peer, state, link).await,
+        Mode::Normal | Mode::NotServing | Mode::NoConnect | Mode::Forgets(_) => {
+            by_path(request, &path, peer, state, link).await
+        }
     };
     waits.1 = true;
     *lock(&link.answered) = Some(Instant::now());
@@ -379,9 +394,15 @@ async fn by_path(
 ) -> Response<Frames> {
     let header = |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok());
     if header("content-type").is_some_and(|kind| kind.starts_with("application/grpc")) {
+        if path == HEALTH {
+            return health(state);
+        }
         return grpc(request, state);
     }
-    if header("upgrade").is_some_and(|to| to.eq_ignore_ascii_case("websocket")) {
+    let connects = request.extensions().get::<Protocol>();
+    if header("upgrade").is_some_and(|to| to.eq_ignore_ascii_case("websocket"))
+        || connects.is_some_and(|to| to.as_str() == "websocket")
+    {
         return websocket(request);
     }
     let plain = path.split('?').next().unwrap_or_default();
@@ -557,37 +578,48 @@ fn grpc(request: Request<Incoming>, state: &State) -> Response<Frames> {
     response
 }
 
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
+
+/// A HealthCheckResponse: field 1 is 1 (SERVING) or 2 (NOT_SERVING).
+fn health(state: &State) -> Response<Frames> {
+    let serves = *lock(&state.mode) != Mode::NotServing;
+    let message = super::client::grpc_message(&[8, if serves { 1 } else { 2 }]);
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let mut response = stream(message.to_vec(), Some(trailers));
+    let kind = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert("content-type", kind);
+    response
+}
+
 fn websocket(mut request: Request<Incoming>) -> Response<Frames> {
     let key = request.headers().get("sec-websocket-key");
-    let accept = derive_accept_key(key.map_or(b"", |key| key.as_bytes()));
+    let accept = key.map(|key| derive_accept_key(key.as_bytes()));
     tokio::spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(&mut request).await else {
             return;
         };
-        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
-            return;
-        };
-        let Ok(stream) = parts.io.into_inner().into_std() else {
-            return;
-        };
-        let _ = stream.set_nonblocking(false);
-        // A thread of its own: it may block as long as the client likes.
-        std::thread::spawn(move || {
-            let begun = parts.read_buf.to_vec();
-            let mut socket = WebSocket::from_partially_read(stream, begun, Role::Server, None);
-            while let Ok(message) = socket.read() {
-                if (message.is_text() || message.is_binary()) && socket.send(message).is_err() {
-                    return;
-                }
+        let io = TokioIo::new(upgraded);
+        let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
+        while let Some(Ok(message)) = socket.next().await {
+            if (message.is_text() || message.is_binary()) && socket.send(message).await.is_err() {
+                return;
             }
-        });
+        }
+        // In order: a stream of HTTP/2 that is dropped is reset.
+        let mut io = socket.into_inner();
+        let _ = io.shutdown().await;
+        let _ = tokio::io::copy(&mut io, &mut tokio::io::sink()).await;
     });
     let mut response = Response::new(Frames::whole(Bytes::new()));
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert("connection", HeaderValue::from_static("upgrade"));
-    headers.insert("upgrade", HeaderValue::from_static("websocket"));
-    let accept = HeaderValue::from_str(&accept).expect("base64");
-    headers.insert("sec-websocket-accept", accept);
+    // HTTP/2 has no key, and says yes with 200.
+    if let Some(accept) = accept {
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert("connection", HeaderValue::from_static("upgrade"));
+        headers.insert("upgrade", HeaderValue::from_static("websocket"));
+        let accept = HeaderValue::from_str(&accept).expect("base64");
+        headers.insert("sec-websocket-accept", accept);
+    }
     response
 }
