@@ -11,6 +11,8 @@ use mesh_tests::{
     http::{self, Answer, Ask, Speaks},
 };
 
+pub(crate) const BOTH: [Speaks; 2] = [Speaks::Http1, Speaks::Http2];
+
 /// The address of the n-th service of these tests.
 pub(crate) fn vip(n: u8, port: u16) -> SocketAddr {
     SocketAddr::from(([172, 31, 200, n], port))
@@ -58,6 +60,12 @@ pub(crate) fn ask(from: &Pod, to: SocketAddr, speaks: Speaks, ask: &Ask) -> Answ
 
 pub(crate) fn get(from: &Pod, to: SocketAddr, path: &str) -> Answer {
     ask(from, to, Speaks::Http1, &Ask::get(path))
+}
+
+/// Denied by policy: the request, or the connection that carried it.
+pub(crate) fn is_denied(answer: &Answer) -> bool {
+    let reason = answer.reason();
+    answer.status == 403 && matches!(reason.as_deref(), Some("policy_denied" | "denied_by_peer"))
 }
 
 /// A request ID that nobody else has, so that log lines are found by it.

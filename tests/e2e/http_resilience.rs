@@ -16,7 +16,7 @@ use mesh_tests::{
 };
 use serde_json::Value;
 
-use crate::http_common::{ask, field, get, id, log_line, route, service, vip};
+use crate::http_common::{BOTH, ask, field, get, id, log_line, route, service, vip};
 
 static BENCH: Shared<Bench> = Shared::new();
 
@@ -176,8 +176,6 @@ impl Bench {
         found["breaker"].as_str().unwrap_or_default().to_owned()
     }
 }
-
-const BOTH: [Speaks; 2] = [Speaks::Http1, Speaks::Http2];
 
 fn retries_hide_a_failing_endpoint() {
     let bench = bench();

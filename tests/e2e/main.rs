@@ -21,6 +21,9 @@ mod hbone_peers;
 mod http_basic;
 mod http_bounds;
 mod http_common;
+mod http_policy;
+mod http_policy_live;
+mod http_policy_paths;
 mod http_resilience;
 mod http_routes;
 mod http_telemetry;
@@ -66,6 +69,9 @@ fn main() -> ExitCode {
         http_bounds,
         http_routes,
         http_resilience,
-        http_telemetry_live_paths
+        http_telemetry,
+        http_policy,
+        http_policy_live,
+        http_policy_paths
     ])
 }
