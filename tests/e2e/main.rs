@@ -24,6 +24,7 @@ mod http_common;
 mod http_policy;
 mod http_policy_live;
 mod http_policy_paths;
+mod http_rate_limits;
 mod http_resilience;
 mod http_routes;
 mod http_telemetry;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         http_telemetry,
         http_policy,
         http_policy_live,
-        http_policy_paths
+        http_policy_paths,
+        http_rate_limits
     ])
 }
