@@ -20,6 +20,7 @@ mod harness;
 mod hbone_peers;
 mod http_basic;
 mod http_bounds;
+mod http_checks;
 mod http_common;
 mod http_policy;
 mod http_policy_live;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         http_policy,
         http_policy_live,
         http_policy_paths,
-        http_rate_limits
+        http_rate_limits,
+        http_checks
     ])
 }
