@@ -29,6 +29,7 @@ mod http_rate_limits;
 mod http_resilience;
 mod http_routes;
 mod http_telemetry;
+mod http_traces;
 mod life;
 mod mtls;
 mod proxy;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         http_policy_live,
         http_policy_paths,
         http_rate_limits,
-        http_checks
+        http_checks,
+        http_traces
     ])
 }
