@@ -30,6 +30,7 @@ mod http_resilience;
 mod http_routes;
 mod http_telemetry;
 mod http_traces;
+mod http_upgrade;
 mod life;
 mod mtls;
 mod proxy;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         http_policy_paths,
         http_rate_limits,
         http_checks,
-        http_traces
+        http_traces,
+        http_upgrade
     ])
 }
