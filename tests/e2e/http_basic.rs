@@ -10,9 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use mesh_tests::{
-    Mesh, Pod,
-    command::{self, Process},
-    eventually, eventually_some,
+    Mesh, Nginx, Pod, command, eventually, eventually_some,
     http::{Ask, Connection, HttpServer, Speaks, client::grpc_message, hash, pattern},
     prereq, run,
     runner::Shared,
@@ -494,8 +492,7 @@ fn curl_both_versions() {
 
 fn nginx_behind_it() {
     let bench = bench();
-    let _servers: [Process; 2] =
-        ["near", "far"].map(|name| crate::real::nginx(bench.mesh.pod(name)));
+    let _servers = ["near", "far"].map(|name| Nginx::start(bench.mesh.pod(name)));
     for (place, to) in bench.both(NGINX) {
         let url = format!("http://{to}/");
         let expected = format!("{place} {}\n", bench.client().v4);

@@ -3,11 +3,11 @@
 use std::{process::Command, sync::Arc, time::Duration};
 
 use mesh_tests::{
-    Bed, Pod,
+    Bed, Nginx, Pod,
     command::{self, Process},
-    eventually, prereq, run,
+    eventually, prereq,
     runner::Shared,
-    tests, traffic,
+    tests,
 };
 use rustix::process::Signal;
 
@@ -28,38 +28,6 @@ fn bed() -> Arc<Bed> {
     })
 }
 
-/// A real nginx that serves its pod's name on port 80.
-pub(crate) fn nginx(pod: &Pod) -> Process {
-    prereq::programs(&["nginx"]);
-    let home = run::folder().join(run::unique());
-    std::fs::create_dir_all(home.join("tmp")).unwrap();
-    let conf = home.join("nginx.conf");
-    let dir = home.display();
-    std::fs::write(
-        &conf,
-        format!(
-            "daemon off;\nworker_processes 1;\npid {dir}/pid;\nerror_log {dir}/error.log;\nevents {{ worker_connections 512; }}\n\
-             http {{\n  access_log off;\n  client_body_temp_path {dir}/tmp;\n  proxy_temp_path {dir}/tmp;\n  fastcgi_temp_path {dir}/tmp;\n  uwsgi_temp_path {dir}/tmp;\n  scgi_temp_path {dir}/tmp;\n\
-             server {{\n    listen 80 reuseport;\n    listen [::]:80 reuseport;\n    location / {{ return 200 \"{} $remote_addr\\n\"; }}\n  }}\n}}\n",
-            pod.name
-        ),
-    )
-    .unwrap();
-    let process = Process::start(
-        pod,
-        "nginx",
-        Command::new(prereq::find("nginx").unwrap())
-            .arg("-c")
-            .arg(&conf),
-    );
-    eventually("nginx answers", Duration::from_secs(10), || {
-        // It listens before it handles signals, and has its pid file after both.
-        std::fs::metadata(home.join("pid")).is_ok_and(|pid| pid.len() > 0)
-            && traffic::connect(pod, (std::net::Ipv4Addr::LOCALHOST, 80).into()).is_ok()
-    });
-    process
-}
-
 pub(crate) fn curl(pod: &Pod, url: &str) -> String {
     prereq::programs(&["curl"]);
     command::stdout(
@@ -73,7 +41,7 @@ pub(crate) fn curl(pod: &Pod, url: &str) -> String {
 fn nginx_and_curl() {
     let bed = bed();
     let client = bed.pod("client");
-    let _servers = [nginx(bed.pod("web1")), nginx(bed.pod("web2"))];
+    let _servers = [Nginx::start(bed.pod("web1")), Nginx::start(bed.pod("web2"))];
     for v6 in [false, true] {
         let me = client.addr(v6, 0).ip();
         let mut names = std::collections::BTreeSet::new();
@@ -98,7 +66,7 @@ fn nginx_and_curl() {
 fn nginx_reload() {
     let bed = Bed::plan().pods(&["client", "web1"]).start();
     let (client, web) = (bed.pod("client"), bed.pod("web1"));
-    let server = nginx(web);
+    let server = Nginx::start(web);
     let url = format!("http://{}/", web.v4(80));
     for _ in 0..3 {
         server.signal(Signal::HUP);
