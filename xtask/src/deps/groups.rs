@@ -36,6 +36,8 @@ const SOCAT: Need = debian(
     "socat",
     "a raw TCP peer that half-closes, waits, speaks first",
 );
+const WRK: Need = debian("wrk", "as many HTTP/1.1 requests as there can be");
+const H2LOAD: Need = debian("nghttp2-client", "h2load: the same with HTTP/2");
 const BPFTOOL: Need = debian("bpftool", "reads the pinned maps from outside the agent");
 
 impl Group {
@@ -87,6 +89,8 @@ impl Group {
                 CURL,
                 SOCAT,
                 BPFTOOL,
+                WRK,
+                H2LOAD,
                 debian("iperf3", "bulk traffic both ways"),
                 debian("prometheus", "a real scraper for the metrics"),
                 debian(
@@ -117,8 +121,8 @@ impl Group {
                 IPROUTE,
                 debian("haproxy", "a peer: HAProxy, TCP and HTTP"),
                 NGINX,
-                debian("wrk", "as many HTTP/1.1 requests as there can be"),
-                debian("nghttp2-client", "h2load: the same with HTTP/2"),
+                WRK,
+                H2LOAD,
                 debian(
                     "python3-venv",
                     "to install the other peer apart from the system",
@@ -148,7 +152,9 @@ impl Need {
             Need::Debian { why, .. } => why,
             Need::Cargo(tool) => tool.why,
             Need::Envoy => "a peer: Envoy (from PyPI, in a venv under target/)",
-            Need::Istio => "a peer: Istio's CA and tunnels (built with Go from tests/peers/istio)",
+            Need::Istio => {
+                "peers: Istio's CA, tunnels and echo, gRPC's own tests (built with Go from tests/peers/istio)"
+            }
         }
     }
 
