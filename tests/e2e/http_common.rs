@@ -7,7 +7,7 @@ use std::{
 };
 
 use mesh_tests::{
-    Agent, Pod, eventually_some,
+    Agent, Config, Mesh, Pod, eventually_some,
     http::{self, Answer, Ask, Speaks},
 };
 
@@ -102,5 +102,62 @@ pub(crate) fn field(line: &str, name: &str) -> String {
     match rest.strip_prefix('"') {
         Some(quoted) => quoted.split('"').next().unwrap_or_default().to_owned(),
         None => rest.split(' ').next().unwrap_or_default().to_owned(),
+    }
+}
+
+/// `istio_requests_total` of the agents of two pods grows by what is `expected` while `work` is done.
+pub(crate) fn requests_grow(
+    mesh: &Mesh,
+    pods: [&str; 2],
+    labels: &[(&str, &str)],
+    expected: [f64; 2],
+    work: impl FnOnce(),
+) {
+    const NAME: &str = "istio_requests_total";
+    let scrapes = || pods.map(|pod| mesh.agent_of(pod).metrics());
+    let before = scrapes().map(|scrape| scrape.sum(NAME, labels));
+    work();
+    eventually_some(
+        &format!("counted with {labels:?}"),
+        Duration::from_secs(5),
+        || {
+            let now = scrapes();
+            let sums = [0, 1].map(|at| now[at].sum(NAME, labels) - before[at]);
+            if sums == expected {
+                return Ok(());
+            }
+            // Every series of this reporter says what there is instead.
+            let reporter = labels.iter().filter(|(name, _)| *name == "reporter");
+            let reporter: Vec<_> = reporter.copied().collect();
+            let series = now
+                .iter()
+                .flat_map(|scrape| scrape.matching(NAME, &reporter));
+            let series: Vec<_> = series
+                .map(|sample| format!("{:?} {}", sample.labels, sample.value))
+                .collect();
+            Err(format!("{sums:?} of {series:?}"))
+        },
+    );
+}
+
+/// The n-th of a row of changes to what is configured for a service: a route comes, the policy is another, the route goes.
+pub(crate) fn change_of_config(config: &Config, service: &str, n: usize) {
+    let file = format!("route-{service}.yaml");
+    match n % 3 {
+        0 => {
+            let rule = format!(
+                "{{filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: x-n, value: '{n}'}}]}}}}], backendRefs: [{{name: {service}, port: 80}}]}}"
+            );
+            config.put(&file, &route("HTTPRoute", "shop", service, service, &rule));
+        }
+        1 => {
+            let strategy = ["random", "peak_ewma", "least_connections"][n % 9 / 3];
+            let spec = format!(
+                "  timeouts: {{request: {}s}}\n  loadBalancer: {{strategy: {strategy}}}",
+                n + 10
+            );
+            config.traffic_policy("shop", service, &spec);
+        }
+        _ => config.remove(&file),
     }
 }

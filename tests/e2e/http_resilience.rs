@@ -16,7 +16,9 @@ use mesh_tests::{
 };
 use serde_json::Value;
 
-use crate::http_common::{BOTH, ask, field, get, id, log_line, route, service, vip};
+use crate::http_common::{
+    BOTH, ask, change_of_config, field, get, id, log_line, route, service, vip,
+};
 
 static BENCH: Shared<Bench> = Shared::new();
 
@@ -687,24 +689,7 @@ fn config_changes_under_load() {
     );
     load.wait(20);
     for n in 0..50 {
-        match n % 3 {
-            0 => bench.mesh.config.put(
-                "route-edited.yaml",
-                &route(
-                    "HTTPRoute",
-                    "shop",
-                    "edited",
-                    "edited",
-                    &format!("{{filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: x-n, value: '{n}'}}]}}}}], backendRefs: [{{name: edited, port: 80}}]}}"),
-                ),
-            ),
-            1 => bench.mesh.config.traffic_policy(
-                "shop",
-                "edited",
-                &format!("  timeouts: {{request: {}s}}\n  loadBalancer: {{strategy: {}}}", n + 10, ["random", "peak_ewma", "least_connections"][n % 9 / 3]),
-            ),
-            _ => bench.mesh.config.remove("route-edited.yaml"),
-        }
+        change_of_config(&bench.mesh.config, "edited", n);
         load.wait(6);
     }
     let outcome = load.finish();

@@ -6,14 +6,14 @@ use std::{process::Command, sync::Arc, time::Duration};
 use mesh_tests::{
     Mesh, Pod, agent,
     command::Process,
-    config, eventually, eventually_some,
+    config, eventually,
     http::{Ask, Connection, HttpServer, Speaks, pattern},
     runner::Shared,
     tests,
 };
 use serde_json::Value;
 
-use crate::http_common::{ask, field, id, log_line, route, service, vip};
+use crate::http_common::{ask, field, id, log_line, requests_grow, route, service, vip};
 
 static BENCH: Shared<Bench> = Shared::new();
 
@@ -99,45 +99,9 @@ impl Bench {
         self.mesh.pod("client")
     }
 
-    /// Of both agents, the client's first.
-    fn requests(&self, labels: &[(&str, &str)]) -> [f64; 2] {
-        ["client", "web"].map(|pod| {
-            let scrape = self.mesh.agent_of(pod).metrics();
-            scrape.sum("istio_requests_total", labels)
-        })
-    }
-
-    /// Every series of this reporter, for a failure.
-    fn all(&self, labels: &[(&str, &str)]) -> Vec<String> {
-        let reporter = labels.iter().filter(|(name, _)| *name == "reporter");
-        let reporter: Vec<_> = reporter.copied().collect();
-        let pods = ["client", "web"];
-        let scrapes = pods.map(|pod| self.mesh.agent_of(pod).metrics());
-        let series = scrapes
-            .iter()
-            .flat_map(|scrape| scrape.matching("istio_requests_total", &reporter));
-        series
-            .map(|sample| format!("{:?} {}", sample.labels, sample.value))
-            .collect()
-    }
-
-    /// What was counted meanwhile, once it is `expected`.
+    /// What both agents counted meanwhile, the client's first.
     fn grows(&self, labels: &[(&str, &str)], expected: [f64; 2], work: impl FnOnce()) {
-        let before = self.requests(labels);
-        work();
-        eventually_some(
-            &format!("counted with {labels:?}"),
-            Duration::from_secs(5),
-            || {
-                let now = self.requests(labels);
-                let grown = [now[0] - before[0], now[1] - before[1]];
-                if grown == expected {
-                    Ok(())
-                } else {
-                    Err(format!("{grown:?} of {:?}", self.all(labels)))
-                }
-            },
-        );
+        requests_grow(&self.mesh, ["client", "web"], labels, expected, work);
     }
 }
 

@@ -22,6 +22,7 @@ mod http_basic;
 mod http_bounds;
 mod http_checks;
 mod http_common;
+mod http_peers;
 mod http_policy;
 mod http_policy_live;
 mod http_policy_paths;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         http_rate_limits,
         http_checks,
         http_traces,
-        http_upgrade
+        http_upgrade,
+        http_peers
     ])
 }

@@ -2,6 +2,7 @@
 //! what it got. Both speak HTTP/1.1 and HTTP/2 without TLS.
 
 pub mod client;
+pub mod generators;
 pub mod load;
 pub mod server;
 pub mod stream;
@@ -17,6 +18,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 
 pub use client::{Answer, Ask, Connection, Speaks, ask};
+pub use generators::Generator;
 pub use load::Load;
 pub use server::{HttpServer, Mode, Seen};
 pub use stream::Stream;
