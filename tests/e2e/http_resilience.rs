@@ -16,9 +16,7 @@ use mesh_tests::{
 };
 use serde_json::Value;
 
-use crate::http_common::{
-    BOTH, ask, change_of_config, field, get, id, log_line, route, service, vip,
-};
+use crate::http_common::{BOTH, ask, change_of_config, field, get, id, log_line, service, vip};
 
 static BENCH: Shared<Bench> = Shared::new();
 
