@@ -414,13 +414,11 @@ fn endpoints_fail_come_and_go() {
             }
         }
     });
-    let labels = [
-        ("destination_service_name", "moving"),
-        ("outcome", "succeeded"),
-    ];
+    // Each was met when it was gone.
+    let labels = [("destination_service_name", "moving"), ("to", "Open")];
     let metrics = bench.mesh.agent_of("client").metrics();
-    let helped = metrics.sum("mesh_request_retries_total", &labels);
-    assert!(helped >= 3.0, "{helped} retries that helped");
+    let opened = metrics.sum("mesh_breaker_transitions_total", &labels);
+    assert!(opened >= 3.0, "breakers opened {opened} times");
 }
 
 fn config_changes() {
