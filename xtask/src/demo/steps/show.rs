@@ -126,26 +126,32 @@ pub(super) fn metrics(tell: &mut Narrator, stage: &mut Stage) -> Result<()> {
     let mut scrape = machine::inside(&stage.node_ns(), "curl");
     scrape.args(["-sS", "--max-time", "10", "http://127.0.0.1:15020/metrics"]);
     let text = sh::output(&mut scrape)?;
-    let family = "istio_tcp_connections_opened_total";
-    let opened: Vec<&str> = text
+    // HTTP is counted by requests, everything else by connections.
+    let requests = sum_to_web(tell, &text, "istio_requests_total")?;
+    let opened = sum_to_web(tell, &text, "istio_tcp_connections_opened_total")?;
+    ensure!(
+        requests >= 31.0 && opened >= 1.0,
+        "31 requests and a conversation went to the service, the metrics say {requests} and {opened}"
+    );
+    tell.ok(format!(
+        "{requests} requests and {opened} other connections went to the service from here"
+    ));
+    Ok(())
+}
+
+/// Shows one line of a family, and adds up what went from here to the service.
+fn sum_to_web(tell: &mut Narrator, text: &str, family: &str) -> Result<f64> {
+    let lines: Vec<&str> = text
         .lines()
         .filter(|line| line.starts_with(family))
         .collect();
     println!("   $ curl -s http://127.0.0.1:15020/metrics | grep {family} | head -1");
-    tell.print(opened.first().context("no such metric")?, 1);
-    let to_web = |line: &&&str| line.contains("destination_service_name=\"web\"");
-    let total: f64 = opened
-        .iter()
-        .filter(to_web)
-        .filter(|line| line.contains("reporter=\"source\""))
+    let first = lines.first().with_context(|| format!("no {family}"))?;
+    tell.print(first, 1);
+    let to_web = lines.iter().filter(|line| {
+        line.contains("destination_service_name=\"web\"") && line.contains("reporter=\"source\"")
+    });
+    Ok(to_web
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-        .sum();
-    ensure!(
-        total >= 32.0,
-        "31 requests and a conversation went to the service, the metric says {total}"
-    );
-    tell.ok(format!(
-        "{total} connections to the service were opened from here"
-    ));
-    Ok(())
+        .sum())
 }
