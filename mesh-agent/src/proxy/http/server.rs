@@ -179,6 +179,7 @@ where
     });
     let mut clock = pin!(sleep(settings.header_timeout));
     macro_rules! drive {
+        // `polled` is called after each poll of the connection.
         ($connection:expr, $polled:expr) => {{
             let mut connection = pin!($connection);
             let mut drains = false;
@@ -213,9 +214,10 @@ where
                 // At most 100 header fields, hyper's own limit: to state one costs a filled table for each request.
                 // Not pipeline_flush: with it hyper's own refusals are never sent.
                 .max_buf_size(settings.max_header_bytes.max(8192));
+            let nothing = |_: &mut Context<'_>| {};
             drive!(
                 builder.serve_connection(io, service).with_upgrades(),
-                |_: &mut Context<'_>| {}
+                nothing
             )
         }
         HttpVersion::Http2 => {
@@ -231,11 +233,9 @@ where
                 .max_local_error_reset_streams(ERROR_RESETS)
                 .max_send_buf_size(SEND_BUFFER);
             let io = Gathered::new(io);
-            let sender = io.clone();
-            drive!(builder.serve_connection(io, service), |cx: &mut Context<
-                '_,
-            >| sender
-                .send(cx))
+            let gathered = io.clone();
+            let send = |cx: &mut Context<'_>| gathered.send(cx);
+            drive!(builder.serve_connection(io, service), send)
         }
     }
 }

@@ -13,7 +13,7 @@ use anyhow::Result;
 use super::Args;
 use super::bed::Bed;
 use super::figures::{Columns, Figures};
-use super::proxies::Proxies;
+use super::proxies::{Proxies, Subject};
 use super::works::Run;
 
 const COLUMNS: Columns = Columns {
@@ -39,18 +39,31 @@ pub(super) fn run(args: &Args, figures: &mut Figures) -> Result<()> {
     subjects::start_server(&bed, "server", &mut proxies)?;
     let agent = programs.agent.as_ref();
     let list = subjects::start(&wants, &bed, agent, &mut proxies)?;
+    measure(args, bed, proxies, &list, figures, |run| {
+        works::all(run)?;
+        routes::run(run)
+    })
+}
+
+/// Does the works with those that take part, and says at the end who could not.
+fn measure(
+    args: &Args,
+    mut bed: Bed,
+    mut proxies: Proxies,
+    subjects: &[Subject],
+    figures: &mut Figures,
+    works: impl FnOnce(&mut Run<'_>) -> Result<()>,
+) -> Result<()> {
     peak::note_versions(&mut proxies);
     println!("{}", proxies.preamble());
     let mut run = Run {
         args,
         bed: &mut bed,
         proxies: &mut proxies,
-        subjects: &list,
+        subjects,
         figures,
     };
-    let outcome = works::all(&mut run)
-        .and_then(|()| routes::run(&mut run))
-        .and_then(|()| proxies.complete());
+    let outcome = works(&mut run).and_then(|()| proxies.complete());
     drop(proxies);
     bed.keep_logs(outcome.is_err());
     outcome

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{config, peak, subjects, works};
+use super::{config, subjects, works};
 use crate::bench::Args;
 use crate::bench::bed::Bed;
 use crate::bench::figures::{Columns, Figures};
@@ -11,7 +11,6 @@ use crate::bench::mtls::agents::Agents;
 use crate::bench::mtls::pods::{self, DIRECT_SERVER, MESH_SERVER};
 use crate::bench::mtls::{certificates, envoys};
 use crate::bench::proxies::{Proxies, Subject, subject};
-use crate::bench::works::Run;
 
 const ALL: [Subject; 3] = [
     subject("direct", ("direct", "direct-server"), DIRECT_SERVER, 0),
@@ -54,17 +53,5 @@ pub(in crate::bench) fn run(args: &Args, figures: &mut Figures) -> Result<()> {
             list.push(subject);
         }
     }
-    peak::note_versions(&mut proxies);
-    println!("{}", proxies.preamble());
-    let mut run = Run {
-        args,
-        bed: &mut bed,
-        proxies: &mut proxies,
-        subjects: &list,
-        figures,
-    };
-    let outcome = works::all(&mut run).and_then(|()| proxies.complete());
-    drop(proxies);
-    bed.keep_logs(outcome.is_err());
-    outcome
+    super::measure(args, bed, proxies, &list, figures, works::all)
 }
